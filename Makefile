@@ -1,0 +1,37 @@
+# make setup, make demo, make test: each does what it needs first
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup demo emoji test lint format clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --editable '.[dev]'
+	touch $@
+
+# from nothing to pictures drawn from captions, with scores, in outputs/demo; FRESH=1 starts over
+demo: setup
+	$(RUN) -m star.demo $(if $(FRESH),fresh=true)
+
+# the same on real pictures with captions that people wrote, in outputs/emoji
+emoji: setup
+	$(RUN) -m star.demo recipe=emoji $(if $(FRESH),fresh=true)
+
+test: setup lint
+	$(RUN) -m pytest -n 2 --durations=10
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf outputs multirun

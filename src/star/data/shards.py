@@ -1,0 +1,109 @@
+"""Reads one WebDataset shard: a tar file in which the files of a sample share a key."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+_READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, ValueError)
+_CHUNK = 1 << 20
+_TAR_NAME = re.compile(r"([^/\s'\"=]+?)(?:\.tar)(?:\.\w+)?(?=$|[\s'\"?#])")
+
+
+class ShardError(Exception):
+    """A shard that can't be opened, or not be read to its end; `reason` names the exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.reason = type(error).__name__
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """The undecoded files of one sample.
+
+    Attributes:
+        key: what the shard calls the sample.
+        files: lower-case extension -> content.
+
+    """
+
+    key: str
+    files: Mapping[str, bytes]
+
+
+def shard_name(url: str) -> str:
+    """The short name of a shard, `00012` for `s3://bucket/laion/00012.tar` and for any pipe that reads it."""
+    names = _TAR_NAME.findall(url)
+    return names[-1] if names else url.rsplit("/", 1)[-1]
+
+
+def read_shard(url: str) -> Iterator[RawSample]:
+    """All samples of a shard in their order; of a damaged shard, those before the damage.
+
+    Args:
+        url: a local path, `pipe:COMMAND`, or any address that webdataset can open.
+
+    Raises:
+        ShardError: at the damage, or in the beginning if the shard can't be opened.
+
+    """
+    from webdataset.tariterators import group_by_keys
+
+    failures: list[Exception] = []
+
+    def note(error: Exception) -> bool:
+        """A name that occurs twice in a sample is a failure of the shard, but reading goes on."""
+        failures.append(error)
+        return True
+
+    for sample in group_by_keys(_read_files(url, failures), handler=note):
+        yield RawSample(sample["__key__"], {name: data for name, data in sample.items() if not name.startswith("__")})
+    if failures:
+        raise ShardError(failures[0]) from failures[0]
+
+
+def _read_files(url: str, failures: list[Exception]) -> Iterator[dict[str, Any]]:
+    """The files of a tar in webdataset's form; a failure is noted and ends them, so that what came before it counts."""
+    from webdataset.tariterators import tar_file_iterator
+
+    try:
+        with _open(url) as stream:
+            for file in tar_file_iterator(stream):
+                yield file | {"__url__": url}
+    except _READ_ERRORS as error:
+        failures.append(error)
+
+
+@contextmanager
+def _open(url: str) -> Iterator[IO[bytes]]:
+    """Open a shard; a command that failed is an OSError, a command that was abandoned half-way is none."""
+    from webdataset.gopen import gopen, set_options
+
+    stream = gopen(url)
+    finished = False
+    try:
+        try:
+            yield stream
+        except tarfile.TarError:
+            # When a download fails the tar ends early: the command's own status says more than the tar does.
+            _finish(stream)
+            raise
+        _finish(stream)
+        finished = True
+    finally:
+        if not finished:
+            set_options(stream, ignore_errors=True)
+        stream.close()
+
+
+def _finish(stream: IO[bytes]) -> None:
+    """Read to the end, lest the command behind a pipe dies of a closed pipe, and raise if it failed."""
+    while stream.read(_CHUNK):
+        pass
+    stream.close()

@@ -1,0 +1,138 @@
+"""Where shards come from: local paths, braces, globs, pipes, s3 and http addresses."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from star.data.captions import Captions
+
+_SCHEME = re.compile(r"^[a-z0-9+]+:", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """One set of shards and how much of the training comes from it.
+
+    Args:
+        urls: one address or several: a path, a folder, a glob (`*.tar`), braces (`{00000..00999}.tar`), `pipe:COMMAND`,
+            `s3://...` or `http(s)://...`; None only while the weight is 0.
+        weight: how often the source is drawn from, relative to the others; 0 switches it off.
+        captions: which fields hold captions.
+        name: what the source is called in keys and messages; in a mapping of sources, its key.
+
+    Raises:
+        ValueError: for a weight that is negative or not a number.
+
+    """
+
+    urls: str | Sequence[str] | None
+    weight: float = 1.0
+    captions: Captions = field(default_factory=Captions)
+    name: str = "shards"
+
+    def __post_init__(self) -> None:
+        """Normalise what YAML gives, then validate."""
+        try:
+            weight = float(self.weight)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the weight of source '{self.name}' must be a number, got {self.weight!r}") from error
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"the weight of source '{self.name}' must be 0 or more, got {self.weight!r}")
+        object.__setattr__(self, "weight", weight)
+
+
+def parse_sources(entries: Mapping[str, Any] | None, key: str) -> tuple[ShardSource, ...]:
+    """Sources with a weight above 0, `urls` expanded to the addresses of their shards.
+
+    Args:
+        entries: name -> `ShardSource`, or name -> mapping of its arguments (`captions` as a mapping field ->
+            weight); None means no source.
+        key: the setting the entries come from (`data.sources`), named by errors.
+
+    Raises:
+        ValueError: for an entry that is no source, or a source without shards.
+
+    """
+    if entries is not None and not isinstance(entries, Mapping):
+        raise ValueError(f"{key} must map names to sources, e.g. {{mine: {{urls: 'shards/*.tar'}}}}, got {entries!r}")
+    sources = [_parse_source(str(name), entry, f"{key}.{name}") for name, entry in (entries or {}).items()]
+    return tuple(
+        replace(source, urls=expand_urls(source.urls, f"{key}.{source.name}.urls"))
+        for source in sources
+        if source.weight > 0
+    )
+
+
+def _parse_source(name: str, entry: Any, key: str) -> ShardSource:
+    if isinstance(entry, ShardSource):
+        return replace(entry, name=name)
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{key} must be a mapping such as {{urls: 'shards/*.tar'}}, got {entry!r}")
+    known = [argument.name for argument in fields(ShardSource)]
+    if unknown := [argument for argument in entry if argument not in known]:
+        raise ValueError(f"{key}.{unknown[0]} is not a setting of a source; known are {', '.join(known)}")
+    arguments = {"urls": None} | dict(entry) | {"name": name}
+    captions = arguments.get("captions", Captions())
+    try:
+        arguments["captions"] = captions if isinstance(captions, Captions) else Captions(captions)
+        return ShardSource(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def expand_urls(urls: str | Sequence[str] | None, key: str) -> tuple[str, ...]:
+    """Turn paths, globs, braces and addresses into one address per shard.
+
+    Args:
+        urls: one address or several, see `ShardSource`.
+        key: the setting that errors name.
+
+    Raises:
+        ValueError: for no address, unbalanced braces, a glob that matches nothing, or only missing local shards.
+
+    """
+    patterns = [urls] if isinstance(urls, str) else list(urls or [])
+    if not patterns or not all(isinstance(pattern, str) and pattern.strip() for pattern in patterns):
+        raise ValueError(f"{key} is {urls!r}: set it to the shards, e.g. {key}='/data/shards/*.tar'")
+    expanded = tuple(url for pattern in patterns for url in _expand(pattern.strip(), key))
+    local = [url for url in expanded if not _SCHEME.match(url)]
+    if len(local) == len(expanded) and not any(os.path.exists(path) for path in local):
+        raise ValueError(f"{key}={urls!r}: none of the {len(local)} shards exists, the first would be {local[0]!r}")
+    return expanded
+
+
+def _expand(pattern: str, key: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    if pattern.startswith("file:"):
+        pattern = re.sub(r"^file:(//)?", "", pattern)
+    try:
+        urls = list(braceexpand(pattern))
+    except ValueError as error:
+        raise ValueError(f"{key}={pattern!r} has unbalanced braces") from error
+    if _SCHEME.match(pattern):
+        return [_remote(url) for url in urls]
+    return [path for url in urls for path in _local(os.path.expanduser(url), key)]
+
+
+def _remote(url: str) -> str:
+    # webdataset reads http itself (curl that fails loudly), but knows no s3.
+    return f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url
+
+
+def _local(path: str, key: str) -> list[str]:
+    if os.path.isdir(path):
+        path = os.path.join(glob.escape(path), "*.tar")
+    if not glob.has_magic(path):
+        return [path]
+    matches = sorted(glob.glob(path, recursive=True))
+    if not matches:
+        raise ValueError(f"{key}: no shard matches {path!r} (from {os.getcwd()}); make the shards or correct {key}")
+    return matches

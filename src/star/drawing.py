@@ -1,0 +1,187 @@
+"""Drawing a list of prompts into a folder: resumable, in batches, with a record of every picture."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich.progress import track
+from torch import Tensor
+
+from star.checkpoints import io
+from star.pipeline import STARPipeline
+from star.utils.files import write_atomically
+from star.utils.instantiate import instantiate, instantiate_trusted
+
+log = logging.getLogger(__name__)
+
+LAYOUTS = ("flat", "geneval")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to draw.
+
+    Attributes:
+        prompt: the caption.
+        seed: of its random stream.
+        file: where it goes, relative to the folder.
+        metadata: what else its line of the prompt file says.
+
+    """
+
+    prompt: str
+    seed: int
+    file: str
+    metadata: Mapping[str, Any]
+
+
+def plan(prompts: Sequence[Mapping[str, Any]], *, num_images: int, seed: int, layout: str = "flat") -> list[Request]:
+    """Every picture of a list of prompts.
+
+    Args:
+        prompts: each with `prompt`, and optionally its own `seed`.
+        num_images: pictures per prompt; the j-th has the seed `seed + j`, whatever the prompt's place in the list.
+        seed: the first seed.
+        layout: `flat` numbers all pictures; `geneval` makes a folder per prompt.
+
+    Raises:
+        ValueError: for another layout or fewer than one image.
+
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if num_images < 1:
+        raise ValueError(f"num_images is at least 1, got {num_images}")
+    requests = []
+    for i, record in enumerate(prompts):
+        for j in range(num_images):
+            file = f"{i * num_images + j:05d}.png" if layout == "flat" else f"{i:05d}/samples/{j:05d}.png"
+            requests.append(Request(record["prompt"], int(record.get("seed", seed)) + j, file, record))
+    return requests
+
+
+def draw(
+    pipeline: STARPipeline,
+    requests: Sequence[Request],
+    out: Path,
+    *,
+    batch: int,
+    settings: Mapping[str, Any],
+    layout: str = "flat",
+) -> Path:
+    """Draw what isn't there yet, and write `index.jsonl` (file, prompt, seed) and `settings.json`.
+
+    A folder whose `settings.json` says the same is continued; every picture is written whole or not at all.
+
+    Raises:
+        FileExistsError: when the folder holds pictures drawn with other settings.
+
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    record = {**settings, "weights": pipeline.identity}
+    _claim(out, record)
+    if layout == "geneval":
+        for request in requests:
+            folder = (out / request.file).parent.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metadata.jsonl").write_text(json.dumps(dict(request.metadata)) + "\n")
+    todo = [request for request in requests if not (out / request.file).is_file()]
+    if len(todo) < len(requests):
+        log.info("%d of %d pictures are already in %s", len(requests) - len(todo), len(requests), out)
+    for group in track(list(_batches(todo, batch)), description="drawing", disable=len(todo) <= batch):
+        images = pipeline.draw(
+            [request.prompt for request in group],
+            [request.seed for request in group],
+            negative_prompt=settings["negative_prompt"],
+        )
+        for request, image in zip(group, images, strict=True):
+            save(
+                image,
+                out / request.file,
+                {"prompt": request.prompt, "seed": request.seed, "weights": pipeline.identity},
+            )
+    index = "".join(
+        json.dumps({"file": request.file, "prompt": request.prompt, "seed": request.seed}) + "\n"
+        for request in requests
+    )
+    write_atomically(out / "index.jsonl", lambda path: _write(path, index))
+    return out / "index.jsonl"
+
+
+def save(image: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write an image (3, H, W) in [0, 1] as PNG; the facts become its text fields."""
+    info = PngInfo()
+    for name, value in facts.items():
+        info.add_itxt(name, str(value))
+    picture = Image.fromarray(to_pixels(image))
+    write_atomically(path, lambda partial: picture.save(partial, format="PNG", pnginfo=info))
+
+
+def to_pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pixels (H, W, 3) of an image (3, H, W) in [0, 1], rounded."""
+    return image.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _claim(out: Path, record: Mapping[str, Any]) -> None:
+    """Continue a folder with the same settings, refuse one with others."""
+    held = out / "settings.json"
+    text = json.dumps(record, indent=2, sort_keys=True)
+    if held.is_file() and held.read_text() != text:
+        raise FileExistsError(
+            f"{out} holds pictures drawn with other settings or weights (see {held}): choose another out=, or remove it"
+        )
+    if not held.is_file():
+        if any(out.rglob("*.png")):
+            raise FileExistsError(f"{out} holds pictures of unknown settings: choose another out=")
+        write_atomically(held, lambda path: _write(path, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    for first in range(0, len(requests), size):
+        yield requests[first : first + size]
+
+
+def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, Any]]:
+    """The pipeline that a resolved sample.yaml (or evaluate.yaml) asks for, and the settings that its pictures depend on."""
+    checkpoint = io.read(config["ckpt"], mmap=True)
+    preset = config["sampling"]
+    if "_target_" in preset:
+        build = instantiate({**preset, "_partial_": True})
+    else:
+        preset = merge_preset(io.config(checkpoint, config["ckpt"])["sampling"], preset)
+        build = instantiate_trusted({**preset, "_partial_": True}, packages=config["trusted"])
+    pipeline = STARPipeline.from_checkpoint(
+        config["ckpt"],
+        sampling=build.keywords,
+        precision=config["precision"],
+        averaged=config["averaged"],
+        trusted=config["trusted"],
+    )
+    device = config["device"] if config["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {"sampling": preset, "precision": config["precision"], "negative_prompt": config["negative_prompt"]}
+    return pipeline.to(device), settings
+
+
+def merge_preset(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's preset with single values replaced; null keeps the checkpoint's."""
+    merged = dict(own)
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            below = merge_preset(own.get(name) or {}, value)
+            merged[name] = below or own.get(name)
+        elif value is not None:
+            merged[name] = value
+    return merged

@@ -1,0 +1,178 @@
+"""Networks that turn pictures into features, each with its own resizing: FID, KID and CMMD compare such features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star.metrics import resize
+from star.metrics.assets import AssetFile
+from star.metrics.base import as_uint8
+
+INCEPTION_MODES: dict[str, Callable[[Tensor], Tensor]] = {
+    "pytorch_fid": resize.pytorch_fid,
+    "torch_fidelity": resize.torch_fidelity,
+    "cleanfid": resize.cleanfid,
+}
+EFFNET_OUTPUTS = {"effnet_lite0_b320@128": 320, "effnet_lite0_h1280@128": 1280}
+CHOICES = (*INCEPTION_MODES, *EFFNET_OUTPUTS)
+OFFLINE = "effnet_lite0_b320@128"
+
+
+class FeatureNetwork(nn.Module):
+    """Pictures (B, 3, H, W) in [0, 1] to features (B, width) in float64; weights are read when first needed.
+
+    Args:
+        name: of network and resizing together; two sets of features compare only under one name.
+        width: of the features.
+        file: the weights.
+
+    """
+
+    def __init__(self, name: str, width: int, file: AssetFile) -> None:
+        super().__init__()
+        self.name = name
+        self.width = width
+        self.file = file
+        # in a tuple, so that the network is no part of any state_dict
+        self._loaded: tuple[nn.Module, ...] = ()
+
+    def network(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The network itself, on a device.
+
+        Raises:
+            MissingAssetError: when its weights aren't there.
+
+        """
+        if not self._loaded:
+            self._loaded = (self.load(self.file.path()).eval().requires_grad_(False),)
+        return self._loaded[0].to(device)
+
+    def load(self, path: Path) -> nn.Module:
+        """Build the network from a weight file."""
+        raise NotImplementedError
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, width), float64, of pictures (B, 3, H, W) in [0, 1]."""
+        if not len(images):
+            return torch.zeros(0, self.width, dtype=torch.float64, device=images.device)
+        return self.network(images.device)(self.prepare(images)).double()
+
+    def iterate_missing(self) -> Iterator[str]:
+        """What is said about weights that aren't there."""
+        return self.file.iterate_missing()
+
+    def facts(self) -> dict[str, Any]:
+        """For the card: name, width, and the weights' hash."""
+        path = self.file.path()
+        return {
+            "features": self.name,
+            "width": self.width,
+            "weights_file": path.name,
+            "weights_sha256": self.file.sha256(path),
+            "weights_verified": self.file.verified(path),
+        }
+
+
+class InceptionFeatures(FeatureNetwork):
+    """Pool3 features (2048) of the published Inception file.
+
+    Args:
+        mode: whose resizing: `pytorch_fid`, `torch_fidelity` or `cleanfid`.
+        file: the weights; one file serves all three.
+
+    """
+
+    def __init__(self, mode: str, file: AssetFile) -> None:
+        super().__init__(mode, 2048, file)
+        self.mode = mode
+
+    def load(self, path: Path) -> nn.Module:
+        """Read the file without running anything in it."""
+        from star.metrics.inception import load_inception
+
+        return load_inception(torch.load(path, map_location="cpu", weights_only=True), source=str(path))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(B, 3, 299, 299)."""
+        return INCEPTION_MODES[self.mode](as_uint8(images))
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Class logits (B, 1008), float64, without the bias."""
+        if not len(images):
+            return torch.zeros(0, 1008, dtype=torch.float64, device=images.device)
+        network: Any = self.network(images.device)
+        return network.logits(network(self.prepare(images))).double()
+
+
+class EffNetFeatures(FeatureNetwork):
+    """EfficientNet-Lite0 as a Python package ships it: works offline, compares with nothing but itself.
+
+    Args:
+        output: `effnet_lite0_b320@128` (the last block, monotone in every degradation tried) or
+            `effnet_lite0_h1280@128` (the head).
+        file: the weights.
+
+    """
+
+    def __init__(self, output: str, file: AssetFile) -> None:
+        super().__init__(output, EFFNET_OUTPUTS[output], file)
+        self.side = int(output.rpartition("@")[2])
+
+    def load(self, path: Path) -> nn.Module:
+        """Read the file without running anything in it."""
+        from star.metrics.effnet import load_effnet
+
+        network = load_effnet(torch.load(path, map_location="cpu", weights_only=True), source=str(path))
+        return network.output("block" if self.width == 320 else "head").to(memory_format=torch.channels_last)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(B, 3, side, side) in [-1, 1], bicubic, antialiased where pictures are larger."""
+        scaled = as_uint8(images).float().div(127.5).sub(1)
+        size = (self.side, self.side)
+        if tuple(scaled.shape[2:]) != size:
+            shrinks = max(scaled.shape[2:]) > self.side
+            scaled = F.interpolate(scaled, size=size, mode="bicubic", align_corners=False, antialias=shrinks)
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+
+def choose(
+    protocol: str,
+    *,
+    choice: str | None = None,
+    weights: str | Path | None = None,
+    verify_hash: bool = True,
+    needed_by: str = "this metric",
+) -> FeatureNetwork:
+    """The features that a protocol asks for, or those that were chosen instead.
+
+    Args:
+        protocol: one of `CHOICES`.
+        choice: another one; None takes the protocol's.
+        weights: the weight file or its folder; None looks where it usually lies.
+        verify_hash: refuse another file than the published one.
+        needed_by: who asks, for messages.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    """
+    name = choice or protocol
+    if name not in CHOICES:
+        raise ValueError(f"metric.features is one of {', '.join(CHOICES)}, got {name!r}")
+    asset = "inception_fid" if name in INCEPTION_MODES else "efficientnet_lite0"
+    hint = f"A substitute that a Python package ships: metric.features={OFFLINE}" if name in INCEPTION_MODES else ""
+    what = f"{needed_by} ({'Inception' if name in INCEPTION_MODES else 'EfficientNet'} features)"
+    file = AssetFile(asset, weights, verify_hash, needed_by=what, hint=hint)
+    return InceptionFeatures(name, file) if name in INCEPTION_MODES else EffNetFeatures(name, file)

@@ -1,0 +1,1 @@
+"""Tokenizer, generator, sampler network and text encoders."""

@@ -1,0 +1,1 @@
+"""Text and class encoders: captions in, a `star.types.Condition` out."""

@@ -1,0 +1,1 @@
+"""The multi-scale residual VQ-VAE and what it is trained against."""

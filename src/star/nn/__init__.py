@@ -1,0 +1,1 @@
+"""Layers of the generator: attention, positions, masks, caches."""

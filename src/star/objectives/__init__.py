@@ -1,0 +1,1 @@
+"""What is minimised: plain torch, no Lightning."""

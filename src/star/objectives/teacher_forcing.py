@@ -1,0 +1,80 @@
+"""Next-scale prediction under teacher forcing: cross-entropy of every token given the true coarser maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.models.transformer import STARTransformer
+from star.objectives.train_tokens import AllTokens
+from star.schedule import ScaleSchedule, concatenate
+from star.types import Condition, LossReport
+
+TrainTokens = Callable[[ScaleSchedule, int], Tensor | None]
+
+
+class TeacherForcing:
+    """Every trained token weighs the same, whatever its scale (VAR, STAR: weight 1/L).
+
+    Args:
+        train_tokens: which tokens are trained; all of them by default.
+        label_smoothing: share of the target spread over the codebook.
+
+    """
+
+    def __init__(self, *, train_tokens: TrainTokens | None = None, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label smoothing lies in [0, 1), got {label_smoothing}")
+        self.train_tokens = train_tokens or AllTokens()
+        self.label_smoothing = label_smoothing
+
+    def __call__(
+        self,
+        transformer: STARTransformer | Callable[..., Tensor],
+        tokenizer: MultiScaleTokenizer,
+        codes: Sequence[Tensor],
+        condition: Condition,
+        schedule: ScaleSchedule,
+    ) -> LossReport:
+        """Loss of one batch.
+
+        Args:
+            transformer: the generator (or what wraps its forward).
+            tokenizer: gives the teacher-forcing input; frozen.
+            codes: true codes of each scale, (B, L_k).
+            condition: the texts.
+            schedule: the scales.
+
+        Returns:
+            The mean cross-entropy, and loss and accuracy of each scale (nan where no token of it was trained).
+
+        """
+        target = concatenate(codes)  # (B, L)
+        scales = schedule.scale_ids().to(target.device)
+        kept = self.train_tokens(schedule, target.shape[0])
+        x_in = tokenizer.quantizer.teacher_forcing(codes, schedule)
+        logits = transformer(x_in, condition, schedule, kept)
+        if kept is not None:
+            kept = kept.to(target.device).expand(target.shape[0], -1)
+            target, scales = target.gather(1, kept), scales[kept]
+        scales = scales.expand(target.shape)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(), target.flatten(), reduction="none", label_smoothing=self.label_smoothing
+        )
+        right = (logits.detach().argmax(-1) == target).float()
+        per_scale = {
+            "loss": scale_means(loss.detach(), scales.flatten(), len(schedule)),
+            "accuracy": scale_means(right.flatten(), scales.flatten(), len(schedule)),
+        }
+        return LossReport(loss.mean(), {"accuracy": right.mean()}, per_scale)
+
+
+def scale_means(values: Tensor, scales: Tensor, num_scales: int) -> Tensor:
+    """Mean of values (N,) of each scale (N,) long: (num_scales,), nan for a scale without values."""
+    sums = torch.zeros(num_scales, device=values.device).index_add_(0, scales, values)
+    counts = torch.zeros(num_scales, device=values.device).index_add_(0, scales, torch.ones_like(values))
+    return sums / counts

@@ -1,0 +1,177 @@
+"""The loop over scales (STAR section 3.1; VAR algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.models.transformer import STARTransformer
+from star.nn.cache import KVCache
+from star.sampling.guidance import ClassifierFreeGuidance, Guide
+from star.schedule import ScaleSchedule
+from star.types import CachePolicy, Condition, Constraint, Search, TokenSampler
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """Pictures on their way.
+
+    Attributes:
+        f_hat: (B, D, h_K, w_K), what is drawn so far.
+        cache: keys and values of the scales so far, R rows: the conditional ones, then with guidance the unconditional.
+        condition: the same R rows of text.
+        schedule: all scales.
+        codebook: (V, D), for samplers that mix entries.
+        generators: one per image.
+        codes: of every finished scale, (B, L_k).
+        traces: what the token sampler recorded of every finished scale.
+
+    """
+
+    f_hat: Tensor
+    cache: KVCache
+    condition: Condition
+    schedule: ScaleSchedule
+    codebook: Tensor
+    generators: Sequence[torch.Generator]
+    codes: list[Tensor] = field(default_factory=list)
+    traces: list[Any] = field(default_factory=list)
+
+    def select(self, rows: Tensor) -> DecodeState:
+        """Keep, repeat or reorder images `rows` (N,) long; their unconditional halves follow them.
+
+        A repeated image goes on with its own copy of the generator, advanced differently, so that copies may differ.
+        """
+        images = self.f_hat.shape[0]
+        both = torch.cat([rows + images * half for half in range(len(self.condition) // images)])
+        self.cache.select(both)
+        return replace(
+            self,
+            f_hat=self.f_hat[rows],
+            condition=self.condition.select(both),
+            generators=_fork([self.generators[row] for row in rows.tolist()]),
+            codes=[drawn[rows] for drawn in self.codes],
+        )
+
+
+class ScaleWiseDecoder:
+    """Draws pictures scale by scale with a key/value cache.
+
+    Args:
+        transformer: predicts a scale from all coarser ones.
+        tokenizer: turns codes into f_hat, and f_hat into images.
+        schedule: the scales to draw.
+        sampler: draws a scale's codes.
+        guidance: classifier-free guidance; None runs the conditional rows alone.
+        constraint: may overrule drawn codes.
+        search: may select images between scales.
+        cache_policy: may shorten what stays in the cache.
+
+    """
+
+    def __init__(
+        self,
+        transformer: STARTransformer,
+        tokenizer: MultiScaleTokenizer,
+        schedule: ScaleSchedule,
+        *,
+        sampler: TokenSampler,
+        guidance: ClassifierFreeGuidance | None = None,
+        constraint: Constraint | None = None,
+        search: Search | None = None,
+        cache_policy: CachePolicy | None = None,
+    ) -> None:
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.schedule = schedule
+        self.sampler = sampler
+        self.guidance = guidance
+        self.constraint = constraint
+        self.search = search
+        self.cache_policy = cache_policy
+
+    @torch.no_grad()
+    def __call__(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> DecodeState:
+        """Draw one picture per text; see `scales`. Decode the result with `images`."""
+        *_, state = self.scales(condition, empty, seeds)
+        return state
+
+    @torch.no_grad()
+    def scales(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> Iterator[DecodeState]:
+        """The state after every scale, so that callers can show a picture growing.
+
+        Args:
+            condition: B texts.
+            empty: the empty text, one row or B; needed with guidance.
+            seeds: one per picture; a picture depends on its text, its seed and the settings alone.
+
+        Raises:
+            ValueError: for another number of seeds than texts, or guidance without an empty text.
+
+        """
+        state = self._start(condition, empty, seeds)
+        for k in range(len(self.schedule)):
+            state = self._draw(state, k)
+            if self.search is not None and k + 1 < len(self.schedule):
+                state = self.search(state, k)
+            yield state
+
+    @torch.no_grad()
+    def images(self, state: DecodeState) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of what is drawn so far."""
+        return self.tokenizer.decode(state.f_hat).add(1).div(2)
+
+    def _start(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> DecodeState:
+        if len(seeds) != len(condition):
+            raise ValueError(f"{len(condition)} texts need as many seeds, got {len(seeds)}")
+        device = condition.pooled.device
+        images = len(condition)
+        if self.guidance is not None:
+            if empty is None:
+                raise ValueError("guidance needs the condition of the empty text")
+            condition = condition.stack(empty if len(empty) == images else empty.repeat(images))
+        return DecodeState(
+            f_hat=self.tokenizer.quantizer.start(images, self.schedule),
+            cache=KVCache(self.schedule, self.transformer.mask, self.cache_policy),
+            condition=condition.trim(),
+            schedule=self.schedule,
+            codebook=self.tokenizer.quantizer.codebook.weight,
+            generators=[torch.Generator(device).manual_seed(seed) for seed in seeds],
+        )
+
+    def _draw(self, state: DecodeState, k: int) -> DecodeState:
+        quantizer = self.tokenizer.quantizer
+        x_in = None
+        if k > 0:
+            x_in = quantizer.next_input(state.f_hat, k, self.schedule)
+            x_in = x_in.repeat(len(state.condition) // x_in.shape[0], 1, 1)
+        hidden = self.transformer.step(x_in, state.condition, self.schedule, k, state.cache)
+        head: Callable[[Tensor], Tensor] = partial(self.transformer.head, pooled=state.condition.pooled)
+        draw = self.sampler(hidden, head, Guide(self.guidance, self.schedule), k, state)
+        if self.constraint is not None:
+            draw = self.constraint(draw, k, state)
+        f_hat = quantizer.accumulate(
+            state.f_hat, draw.codes if draw.embeddings is None else draw.embeddings, k, self.schedule
+        )
+        return replace(state, f_hat=f_hat, codes=[*state.codes, draw.codes], traces=[*state.traces, draw.trace])
+
+
+def _fork(generators: Sequence[torch.Generator]) -> list[torch.Generator]:
+    """One generator per entry; the second and later occurrences of the same one get streams of their own."""
+    forked: list[torch.Generator] = []
+    seen: dict[int, int] = {}
+    for generator in generators:
+        copies = seen.get(id(generator), 0)
+        seen[id(generator)] = copies + 1
+        fork = torch.Generator(generator.device)
+        fork.set_state(generator.get_state())
+        if copies:
+            fork.manual_seed((generator.initial_seed() + 0x9E3779B97F4A7C15 * copies) % 2**63)
+        forked.append(fork)
+    return forked

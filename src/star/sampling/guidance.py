@@ -1,0 +1,70 @@
+"""Classifier-free guidance, and how its strength changes from scale to scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from star.schedule import ScaleSchedule
+
+
+class ClassifierFreeGuidance:
+    """logits = (1 + t) conditional - t unconditional (VAR's form: t = 0 is the plain conditional model).
+
+    Args:
+        scale: the strength `cfg`.
+        ramp: `linear`: t = cfg k / (K - 1), none at the first scale and all of it at the last (the release);
+            `constant`: t = cfg everywhere.
+        off_after: no guidance on scales behind this one, e.g. K - 3 to leave the last two alone (a different image,
+            and half of the work there); negative counts from the end, -3 being K - 3; None never switches it off.
+
+    Raises:
+        ValueError: for another ramp or a negative scale.
+
+    """
+
+    def __init__(self, scale: float = 4.0, *, ramp: str = "linear", off_after: int | None = None) -> None:
+        if ramp not in ("linear", "constant"):
+            raise ValueError(f"guidance ramp is 'linear' or 'constant', got {ramp!r}")
+        if scale < 0:
+            raise ValueError(f"guidance scale can't be negative, got {scale}")
+        self.scale = scale
+        self.ramp = ramp
+        self.off_after = off_after
+
+    def strength(self, k: int, schedule: ScaleSchedule) -> float:
+        """`t` of scale `k`."""
+        num_scales = len(schedule)
+        last = num_scales - 1 if self.off_after is None else self.off_after % num_scales
+        if k > last:
+            return 0.0
+        if self.ramp == "constant":
+            return self.scale
+        return self.scale * k / (num_scales - 1) if num_scales > 1 else self.scale
+
+    def __call__(self, conditional: Tensor, unconditional: Tensor, k: int, schedule: ScaleSchedule) -> Tensor:
+        """Guided logits (B, L_k, V)."""
+        strength = self.strength(k, schedule)
+        return (1 + strength) * conditional - strength * unconditional
+
+
+class Guide:
+    """Guidance as a token sampler sees it: it halves the rows and knows which scale it is.
+
+    Args:
+        guidance: how two predictions become one; None when the decoder runs conditional rows alone.
+        schedule: all scales.
+
+    """
+
+    def __init__(self, guidance: Callable[..., Tensor] | None, schedule: ScaleSchedule) -> None:
+        self.guidance = guidance
+        self.schedule = schedule
+
+    def __call__(self, logits: Tensor, k: int) -> Tensor:
+        """From logits (R, L_k, V), the unconditional rows behind the conditional ones, to (B, L_k, V)."""
+        if self.guidance is None:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return self.guidance(conditional, unconditional, k, self.schedule)

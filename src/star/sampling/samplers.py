@@ -1,0 +1,124 @@
+"""Token samplers: from the logits of a scale to its codes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from star.sampling.decoder import DecodeState
+from star.types import Draw
+
+log = logging.getLogger(__name__)
+
+Head = Callable[[Tensor], Tensor]
+Guiding = Callable[[Tensor, int], Tensor]
+
+
+class Greedy:
+    """The likeliest code of every token."""
+
+    def __call__(self, hidden: Tensor, head: Head, guide: Guiding, k: int, state: DecodeState) -> Draw:
+        """Codes of scale `k`."""
+        return Draw(guide(head(hidden), k).argmax(-1))
+
+
+class TopKTopP:
+    """Multinomial sampling after a top-k, then a top-p filter.
+
+    Args:
+        top_k: keep the k likeliest codes (ties with the k-th stay); 0 keeps all. More than `V` is clamped.
+        top_p: then keep the likeliest codes whose probabilities add up to p; 0 keeps all.
+        temperature: divides the logits.
+
+    Raises:
+        ValueError: for a negative top_k, a top_p outside [0, 1] or a temperature that isn't positive.
+
+    """
+
+    def __init__(self, top_k: int = 600, top_p: float = 0.8, *, temperature: float = 1.0) -> None:
+        if top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
+            raise ValueError(
+                f"top_k is at least 0, top_p lies in [0, 1] and the temperature is positive: got {top_k}, {top_p}, {temperature}"
+            )
+        self.top_k = top_k
+        self.top_p = top_p
+        self.temperature = temperature
+        self._clamped = False
+
+    def __call__(self, hidden: Tensor, head: Head, guide: Guiding, k: int, state: DecodeState) -> Draw:
+        """Codes of scale `k`, each image drawn with its own generator."""
+        logits = guide(head(hidden), k) / self.temperature
+        if self.top_k > logits.shape[-1] and not self._clamped:
+            log.info(
+                "top_k %d is more than the codebook's %d entries and keeps all of them", self.top_k, logits.shape[-1]
+            )
+            self._clamped = True
+        return Draw(race(filter_logits(logits, self.top_k, self.top_p), state.generators))
+
+
+class Gumbel:
+    """Mix codebook entries by a gumbel-softmax (the paper's "smooth" baseline, appendix table 1).
+
+    Args:
+        temperature: of the mixture at the first scale; falls to 5 % of it at the last, and never below 0.005.
+        top_k, top_p: the filter before it.
+
+    """
+
+    def __init__(self, temperature: float = 0.27, *, top_k: int = 0, top_p: float = 0.0) -> None:
+        if temperature <= 0:
+            raise ValueError(f"a gumbel temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+
+    def __call__(self, hidden: Tensor, head: Head, guide: Guiding, k: int, state: DecodeState) -> Draw:
+        """Codes of scale `k` and the mixed embeddings that stand for them."""
+        progress = k / max(len(state.schedule) - 1, 1)
+        logits = filter_logits(guide(head(hidden), k) * (1 + progress), self.top_k, self.top_p)
+        noise = exponential(logits.shape, state.generators, logits.device).log().neg()
+        temperature = max(self.temperature * (1 - 0.95 * progress), 0.005)
+        mixture = ((logits + noise) / temperature).softmax(-1)  # (B, L_k, V)
+        return Draw(mixture.argmax(-1), mixture @ state.codebook.float())
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Set what top-k, and then top-p on what is left, removes from logits (..., V) to -inf.
+
+    Codes as likely as the k-th stay, so more than k may. top-p removes, from the least likely upwards, codes while
+    their probabilities add up to at most 1 - p; the likeliest always stays. 0 switches a filter off.
+    """
+    size = logits.shape[-1]
+    if 0 < top_k < size:
+        candidates = logits.topk(top_k, -1).values  # descending
+        logits = logits.masked_fill(logits < candidates[..., -1:], float("-inf"))
+    if top_p > 0:
+        descending = logits.sort(-1, descending=True).values
+        tail = descending.softmax(-1).flip(-1).cumsum(-1)  # of a code and all less likely ones, least likely first
+        removed = (tail <= 1 - top_p).flip(-1)
+        removed[..., 0] = False
+        smallest = descending.masked_fill(removed, float("inf")).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    return logits
+
+
+def race(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw codes (B, L_k) from logits (B, L_k, V): exponential clocks, the first to ring wins.
+
+    The same distribution as `multinomial`, but the noise belongs to (image, token, code), so rounding differences
+    between batch sizes change a code only where two clocks ring together.
+    """
+    clocks = exponential(logits.shape, generators, logits.device)
+    return (logits.float() - clocks.log()).argmax(-1)
+
+
+def exponential(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
+    """Exponential noise of `shape` (B, ...), row i from generator i."""
+    rows = [
+        torch.empty(tuple(shape[1:]), device=generator.device).exponential_(generator=generator)
+        for generator in generators
+    ]
+    return torch.stack(rows).to(device)

@@ -1,0 +1,1 @@
+"""LightningModules: they move batches and know no science."""

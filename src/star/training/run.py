@@ -1,0 +1,106 @@
+"""One training from a resolved configuration: what train.py does behind its one decorator."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+
+from star.callbacks.run_record import RunRecord
+from star.checkpoints import io
+from star.utils.instantiate import build_all, instantiate
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """Builds data, module and trainer, cheapest checks first, and fits.
+
+    Args:
+        config: resolved plain containers, as train.yaml describes them.
+        directory: the run directory.
+
+    """
+
+    def __init__(self, config: dict[str, Any], directory: Path) -> None:
+        self.config = config
+        self.directory = directory
+
+    def fit(self) -> float | None:
+        """Train; returns `optimized_metric`'s last value, or None if it was never measured."""
+        config = self.config
+        lightning.seed_everything(config["seed"], workers=True, verbose=False)
+        resume_from = self.resume_from()
+        data: LightningDataModule = instantiate(config["data"])
+        tokenizer = self.tokenizer_weights()
+        trainer: Trainer = instantiate(
+            config["trainer"],
+            callbacks=[*build_all(config["callbacks"]), RunRecord(config, self.directory)],
+            logger=build_all(config["logger"]),
+        )
+        check_resolution(config)
+        module: LightningModule = instantiate(config["module"])
+        if tokenizer is not None:
+            io.load(module.tokenizer, tokenizer, what=f"tokenizer of {config['paths']['tokenizer']}")
+        if resume_from is None:
+            self.initialise(module)
+        log.info("run directory: %s", self.directory)
+        with warnings.catch_warnings():
+            # our loaders have their own workers' settings, and their length is the epoch's
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*IterableDataset.*has `__len__` defined.*")
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        value = trainer.callback_metrics.get(config["optimized_metric"])
+        return None if value is None else float(value)
+
+    def resume_from(self) -> Path | None:
+        """The checkpoint to go on with: `auto` takes the run directory's own, if there is one."""
+        given = self.config["resume_from"]
+        if given is None:
+            return None
+        if self.config["init_from"] is not None:
+            raise ValueError(
+                "init_from starts a new training from old weights, resume_from goes on with an old training: set one of them"
+            )
+        if given == "auto":
+            last = self.directory / "checkpoints" / "last.ckpt"
+            return last if last.is_file() else None
+        return io.find(given)
+
+    def tokenizer_weights(self) -> dict[str, Any] | None:
+        """Weights of the generator's frozen tokenizer."""
+        if self.config["task"] == "tokenizer":
+            return None
+        given = self.config["paths"]["tokenizer"]
+        if given is None:
+            raise ValueError(
+                "the generator learns the tokens of a trained tokenizer: set paths.tokenizer to a run directory or checkpoint of task=tokenizer"
+            )
+        return io.part(io.weights(io.read(given)), "tokenizer.")
+
+    def initialise(self, module: LightningModule) -> None:
+        """Start from the weights of another run, or say that one could."""
+        given, before = self.config["init_from"], self.config["previous_stage"]
+        if given is None:
+            if before is not None and self.config["task"] != "tokenizer":
+                log.warning(
+                    "stage %s continues a run of stage %s: set init_from=RUN_OR_CKPT to start from its weights; training from scratch",
+                    self.config["stage"],
+                    before,
+                )
+            return
+        io.load(module, io.weights(io.read(given)), what=f"{self.config['task']} (init_from={given})")
+        log.info("weights of %s", io.find(given))
+
+
+def check_resolution(config: dict[str, Any]) -> None:
+    """Raise a ValueError unless the schedule ends where the tokenizer does at this resolution; costs no memory."""
+    resolution = config["resolution"]
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    with torch.device("meta"):
+        instantiate(config["tokenizer"]).check((height, width), instantiate(config["schedule"]))

@@ -1,0 +1,81 @@
+"""From configuration to objects: anything for the user's own, only this package's classes for a checkpoint's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+TRUSTED = (
+    "star.models.",
+    "star.nn.",
+    "star.objectives.",
+    "star.sampling.",
+    "star.schedule.",
+    "star.training.",
+    "star.extensions.",
+)
+
+
+def instantiate(config: Any, **overrides: Any) -> Any:
+    """Hydra's instantiate; what a constructor raised arrives as it was raised.
+
+    Plain containers reach the constructors as Python lists and dictionaries.
+    """
+    if isinstance(config, Mapping | Sequence) and not isinstance(config, str) and not OmegaConf.is_config(config):
+        config = OmegaConf.create(config)  # type: ignore[arg-type]
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **overrides)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError | ModuleNotFoundError):
+            raise error.__cause__ from error
+        raise
+
+
+def build_all(configs: Mapping[str, Any] | None) -> list[Any]:
+    """Instantiate each entry of a mapping (callbacks, loggers); null entries are left out."""
+    return [instantiate(config) for config in (configs or {}).values() if config is not None]
+
+
+def instantiate_trusted(config: Any, *, packages: Sequence[str] = ()) -> Any:
+    """Instantiate a configuration that came with somebody's checkpoint.
+
+    Opening a stranger's file must never run a stranger's choice of code: every `_target_` has to be a class that this
+    package (or one that the user trusts by name) defines; functions, and names that a module merely imported, are refused.
+
+    Raises:
+        ValueError: names the target that isn't trusted.
+
+    """
+    for target in targets(config):
+        _check(target, (*TRUSTED, *(f"{package}." for package in packages)))
+    return instantiate(config)
+
+
+def targets(config: Any) -> list[str]:
+    """Every `_target_` in nested containers."""
+    found: list[str] = []
+    if isinstance(config, Mapping):
+        found += [str(config["_target_"])] if "_target_" in config else []
+        for value in config.values():
+            found += targets(value)
+    elif isinstance(config, Sequence) and not isinstance(config, str):
+        for value in config:
+            found += targets(value)
+    return found
+
+
+def _check(target: str, trusted: tuple[str, ...]) -> None:
+    if target.startswith(trusted):
+        module, _, name = target.rpartition(".")
+        owner = hydra.utils.get_object(module)
+        found = getattr(owner, name, None)
+        if inspect.ismodule(owner) and inspect.isclass(found) and found.__module__ == module:
+            return
+    raise ValueError(
+        f"the checkpoint's configuration names {target!r}, which is not one of this package's classes: not opened. Trust a package of yours with trusted=[NAME]"
+    )

@@ -1,0 +1,77 @@
+"""Small models that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from star.models.tokenizer.autoencoder import Decoder, Encoder
+from star.models.tokenizer.quantizer import MultiScaleVQ
+from star.models.tokenizer.residual_conv import ResidualConv
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.models.transformer import STARTransformer
+from star.nn.masks import ScaleMask
+from star.nn.position import Rotary2D
+from star.schedule import ScaleSchedule
+from star.types import Condition
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def schedule() -> ScaleSchedule:
+    return ScaleSchedule(((1, 1), (2, 2), (2, 3), (4, 4)))
+
+
+@pytest.fixture
+def tokenizer() -> MultiScaleTokenizer:
+    """Factor 2, 32 codes of width 8, with codes that differ from one another."""
+    sizes = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "code_width": 8, "groups": 4}
+    quantizer = MultiScaleVQ(32, 8, phi=ResidualConv(8))
+    torch.nn.init.normal_(quantizer.codebook.weight)
+    return MultiScaleTokenizer(encoder=Encoder(**sizes), decoder=Decoder(**sizes), quantizer=quantizer).eval()
+
+
+@pytest.fixture
+def build_transformer(schedule: ScaleSchedule) -> Callable[..., STARTransformer]:
+    """A small transformer with weights large enough for every branch to matter."""
+
+    def build(**changes: object) -> STARTransformer:
+        arguments: dict[str, object] = {
+            "depth": 2,
+            "width": 32,
+            "num_heads": 4,
+            "codebook_size": 32,
+            "code_width": 8,
+            "pooled_width": 12,
+            "context_width": 10,
+            "num_levels": len(schedule),
+            "position": Rotary2D(),
+            "mask": ScaleMask(),
+        }
+        model = STARTransformer(**(arguments | changes)).eval()  # type: ignore[arg-type]
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def condition() -> Condition:
+    """Three texts of 3, 5 and 1 tokens."""
+    mask = torch.arange(5) < torch.tensor([[3], [5], [1]])
+    return Condition(torch.randn(3, 12), torch.randn(3, 5, 10), mask)
+
+
+@pytest.fixture
+def empty() -> Condition:
+    """The text without words: two tokens."""
+    return Condition(torch.randn(1, 12), torch.randn(1, 2, 10), torch.ones(1, 2, dtype=torch.bool))

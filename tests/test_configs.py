@@ -1,0 +1,131 @@
+"""Every option of every group composes, and what it names can be built at toy size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from star.utils.cli import compose, plain
+from star.utils.instantiate import instantiate
+
+CONF = Path(__file__).parents[1] / "conf"
+TRAIN_GROUPS = (
+    "task",
+    "stage",
+    "model",
+    "tokenizer",
+    "text_encoder",
+    "position",
+    "mask",
+    "train_tokens",
+    "optim",
+    "data",
+    "trainer",
+    "logger",
+    "callbacks",
+    "experiment",
+    "debug",
+)
+TOY = [
+    "model.depth=1",
+    "model.width=32",
+    "model.num_heads=2",
+    "tokenizer.encoder.channels=32",
+    "tokenizer.encoder.num_res_blocks=1",
+    "tokenizer.quantizer.codebook_size=16",
+]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAR_CONF", str(CONF))
+
+
+def options(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+CASES = [(group, option) for group in TRAIN_GROUPS for option in options(group)]
+
+
+def resolved(overrides: list[str]) -> dict[str, Any]:
+    return plain(compose("train", ["paths.run_dir=somewhere", *overrides]))
+
+
+@pytest.mark.parametrize(("group", "option"), CASES, ids=[f"{group}={option}" for group, option in CASES])
+def test_every_option_composes_and_resolves(group: str, option: str) -> None:
+    separator = "+" if group in ("experiment", "debug") else ""
+    config = resolved([f"{separator}{group}={option}"])
+    assert config["module"]["_target_"].startswith("star.training.")
+
+
+@pytest.mark.parametrize("option", options("text_encoder"))
+def test_a_generator_is_built_with_every_text_encoder(option: str) -> None:
+    """Built, not loaded: frozen encoders read their weights when the first caption comes."""
+    module = instantiate(resolved([*TOY, f"text_encoder={option}"])["module"])
+    assert module.transformer.blocks[0].cross_attention is not None or option == "class_label"
+
+
+@pytest.mark.parametrize("group", ["position", "mask", "train_tokens", "optim", "task"])
+def test_every_other_part_of_a_module_is_built(group: str) -> None:
+    for option in options(group):
+        module = instantiate(resolved([*TOY, "text_encoder=word_transformer", f"{group}={option}"])["module"])
+        assert any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("group", ["model", "tokenizer"])
+@torch.device("meta")
+def test_every_size_is_built_without_memory(group: str) -> None:
+    for option in options(group):
+        assert instantiate(resolved([f"{group}={option}"])[group]).state_dict()
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("option", options("sampling"))
+def test_every_preset_is_built(name: str, option: str) -> None:
+    config = compose(name, [f"sampling={option}"])
+    preset = OmegaConf.to_container(config.sampling, resolve=True)
+    assert isinstance(preset, dict)
+    if "_target_" in preset:
+        assert callable(instantiate(preset))
+    else:
+        assert option == "from_checkpoint"
+
+
+def test_groups_with_several_options_merge() -> None:
+    assert set(resolved(["logger=[tensorboard,wandb]"])["logger"]) == {"csv", "tensorboard", "wandb"}
+    assert set(resolved(["logger=csv"])["logger"]) == {"csv"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modle=d30", "modle"),
+        ("model=d31", "d31"),
+        ("optim.lrr=1", "lrr"),
+        ("batchsize=3", "batchsize"),
+        ("stage=300", "300"),
+    ],
+)
+def test_unknown_keys_and_options_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigCompositionException) as caught:
+        compose("train", [override])
+    assert message in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_the_stage_is_overruled_by_the_experiment_and_that_by_the_command_line() -> None:
+    assert resolved(["stage=512"])["optim"]["lr"] == 5e-5
+    assert resolved(["stage=512", "optim.lr=3"])["optim"]["lr"] == 3
+    assert resolved(["stage=1024", "+debug=overfit"])["trainer"]["max_steps"] == 200
+
+
+def test_every_option_explains_itself() -> None:
+    for path in CONF.rglob("*.yaml"):
+        if "local" not in path.parts:
+            assert any(line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines()[:3]), path

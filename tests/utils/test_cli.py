@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from star.utils.cli import plain, quote_arguments
+
+
+def parsed(argument: str) -> object:
+    """What Hydra and OmegaConf make of an argument after quoting."""
+    override = OverridesParser.create().parse_override(quote_arguments([argument])[0])
+    config = OmegaConf.create({"value": override.value()})
+    return config.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red circle",
+        "a painter's (old) hat, red",
+        'he said "no", twice',
+        "epoch=1-step=2.ckpt",
+        "512",
+        "C:\\folder\\",
+        'ends with \\"',
+        "costs $5 or ${five}",
+        "[a, b] {c: d}",
+        "  spaces  ",
+        "naïve café 日本",
+        "~tilde and %percent",
+    ],
+)
+def test_free_text_arrives_as_it_was_typed(text: str) -> None:
+    assert parsed(f"prompt={text}") == text
+    assert parsed(f"+prompt={text}") == text
+
+
+def test_digits_of_numeric_groups_are_quoted() -> None:
+    assert quote_arguments(["stage=512", "stage=256,512", "stage=custom", "batch_size=512"]) == [
+        "stage='512'",
+        "stage='256','512'",
+        "stage=custom",
+        "batch_size=512",
+    ]
+
+
+def test_what_is_quoted_or_null_stays() -> None:
+    unchanged = ["prompt='a, b'", 'prompt="a, b"', "resume_from=null", "prompt=", "-m", "--help", "model=d30"]
+    assert quote_arguments(unchanged) == unchanged
+
+
+def test_missing_values_are_named() -> None:
+    with pytest.raises(ValueError, match=r"set a\.b=\.\.\., ckpt=\.\.\."):
+        plain(OmegaConf.create({"a": {"b": "???"}, "ckpt": "???"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,53 +78,62 @@ def draw(
     batch: int,
     settings: Mapping[str, Any],
     layout: str = "flat",
+    rank: int = 0,
+    world: int = 1,
 ) -> Path:
     """Draw what isn't there yet, and write `index.jsonl` (file, prompt, seed) and `settings.json`.
 
-    A folder whose `settings.json` says the same is continued; every picture is written whole or not at all.
+    A folder whose `settings.json` says the same is continued; every picture is written whole or not at all. Batches
+    are the same whatever is there already and however many ranks share them, so that in half precision, too, an
+    interrupted run ends with the pictures of an uninterrupted one.
+
+    Args:
+        pipeline: draws.
+        requests: all pictures of the folder.
+        out: the folder.
+        batch: pictures drawn at a time.
+        settings: what the pictures depend on besides the weights; `negative_prompt` among it.
+        layout: of the requests' files.
+        rank: this process, of
+        world: so many that share the work; rank 0 writes the records.
 
     Raises:
         FileExistsError: when the folder holds pictures drawn with other settings.
 
     """
     out.mkdir(parents=True, exist_ok=True)
-    record = {**settings, "weights": pipeline.identity}
-    _claim(out, record)
-    if layout == "geneval":
-        for request in requests:
-            folder = (out / request.file).parent.parent
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metadata.jsonl").write_text(json.dumps(dict(request.metadata)) + "\n")
-    todo = [request for request in requests if not (out / request.file).is_file()]
-    if len(todo) < len(requests):
-        log.info("%d of %d pictures are already in %s", len(requests) - len(todo), len(requests), out)
-    for group in track(list(_batches(todo, batch)), description="drawing", disable=len(todo) <= batch):
-        images = pipeline.draw(
-            [request.prompt for request in group],
-            [request.seed for request in group],
-            negative_prompt=settings["negative_prompt"],
-        )
+    if rank == 0:
+        _claim(out, {**settings, "weights": pipeline.identity})
+        _write_index(out, requests, layout)
+    missing = {request.file for request in requests if not (out / request.file).is_file()}
+    if len(missing) < len(requests) and rank == 0:
+        log.info("%d of %d pictures are already in %s", len(requests) - len(missing), len(requests), out)
+    groups = [group for group in _batches(requests, batch) if any(request.file in missing for request in group)][rank::world]
+    for group in track(groups, description="drawing", disable=len(groups) <= 1 or rank > 0):
+        prompts = [request.prompt for request in group]
+        seeds = [request.seed for request in group]
+        images = pipeline.draw(prompts, seeds, negative_prompt=settings["negative_prompt"])
         for request, image in zip(group, images, strict=True):
-            save(
-                image,
-                out / request.file,
-                {"prompt": request.prompt, "seed": request.seed, "weights": pipeline.identity},
-            )
-    index = "".join(
-        json.dumps({"file": request.file, "prompt": request.prompt, "seed": request.seed}) + "\n"
-        for request in requests
-    )
-    write_atomically(out / "index.jsonl", lambda path: _write(path, index))
+            if request.file in missing:
+                facts = {"prompt": request.prompt, "seed": request.seed, "weights": pipeline.identity}
+                save(image, out / request.file, facts)
     return out / "index.jsonl"
 
 
 def save(image: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write an image (3, H, W) in [0, 1] as PNG; the facts become its text fields."""
+    """Write an image (3, H, W) in [0, 1] as PNG, whole or not at all; the facts become its text fields."""
     info = PngInfo()
     for name, value in facts.items():
         info.add_itxt(name, str(value))
-    picture = Image.fromarray(to_pixels(image))
-    write_atomically(path, lambda partial: picture.save(partial, format="PNG", pnginfo=info))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        # not flushed to the disk one by one, as checkpoints are: a lost picture is drawn again
+        Image.fromarray(to_pixels(image)).save(partial, format="PNG", pnginfo=info, compress_level=1)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"could not write {path} ({error}). Is the disk full?") from error
 
 
 def to_pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -145,6 +155,17 @@ def _claim(out: Path, record: Mapping[str, Any]) -> None:
         write_atomically(held, lambda path: _write(path, text))
 
 
+def _write_index(out: Path, requests: Sequence[Request], layout: str) -> None:
+    if layout == "geneval":
+        for request in requests:
+            folder = (out / request.file).parent.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metadata.jsonl").write_text(json.dumps(dict(request.metadata)) + "\n")
+    lines = [{"file": request.file, "prompt": request.prompt, "seed": request.seed} for request in requests]
+    index = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(out / "index.jsonl", lambda path: _write(path, index))
+
+
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
@@ -155,24 +176,40 @@ def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Reques
 
 
 def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, Any]]:
-    """The pipeline that a resolved sample.yaml (or evaluate.yaml) asks for, and the settings that its pictures depend on."""
-    checkpoint = io.read(config["ckpt"], mmap=True)
-    preset = config["sampling"]
-    if "_target_" in preset:
-        build = instantiate({**preset, "_partial_": True})
-    else:
-        preset = merge_preset(io.config(checkpoint, config["ckpt"])["sampling"], preset)
-        build = instantiate_trusted({**preset, "_partial_": True}, packages=config["trusted"])
+    """The pipeline that a resolved sample.yaml asks for, and the settings that its pictures depend on."""
+    build, preset = resolve_sampling(config, config["sampling"])
     pipeline = STARPipeline.from_checkpoint(
         config["ckpt"],
-        sampling=build.keywords,
+        sampling=build,
         precision=config["precision"],
         averaged=config["averaged"],
         trusted=config["trusted"],
     )
-    device = config["device"] if config["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     settings = {"sampling": preset, "precision": config["precision"], "negative_prompt": config["negative_prompt"]}
-    return pipeline.to(device), settings
+    return pipeline.to(device_of(config)), settings
+
+
+def resolve_sampling(config: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a decoder is built with: a preset of its own, or the checkpoint's with changes.
+
+    Returns:
+        The instantiated settings, and the preset in plain words for records.
+
+    """
+    if "_target_" in changes:
+        return instantiate({**changes, "_partial_": True}).keywords, dict(changes)
+    own = io.config(io.read(config["ckpt"], mmap=True), config["ckpt"])
+    if "sampling" not in own:
+        raise ValueError(f"{config['ckpt']} is a checkpoint of task={own.get('task')}, pictures need one of task=generator")
+    preset = merge_preset(own["sampling"], changes)
+    return instantiate_trusted({**preset, "_partial_": True}, packages=config["trusted"]).keywords, preset
+
+
+def device_of(config: Mapping[str, Any]) -> str:
+    """The device that `device=` names; `auto` is the GPU where there is one."""
+    if config["device"] != "auto":
+        return str(config["device"])
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def merge_preset(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class STARPipeline:
         if precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.text_encoder = text_encoder.eval()
+        self.text_encoder.batch_invariant = True  # type: ignore[assignment]
         self.transformer = transformer.eval()
         self.tokenizer = tokenizer.eval()
         self.schedule = schedule

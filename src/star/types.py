@@ -162,13 +162,27 @@ class Draw:
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Captions in, condition out."""
+    """Captions in, condition out.
+
+    Attributes:
+        pooled_width: channels of the pooled vector.
+        context_width: channels of the hidden states; None where there are none.
+        max_tokens: longer captions are cut.
+        identity: names encoder, layer and tokenizer, for caches and records.
+        trainable: trained with the generator and saved in its checkpoint; otherwise frozen and never saved.
+        batch_invariant: encode so that a caption's features have the same bits whatever else is in the batch.
+
+    """
 
     pooled_width: int
-    context_width: int
+    context_width: int | None
+    max_tokens: int
+    identity: str
+    trainable: bool
+    batch_invariant: bool
 
     def __call__(self, captions: Sequence[str]) -> Condition:
-        """Encode captions (B strings) as pooled (B, pooled_width) and context (B, T, context_width)."""
+        """Encode B captions: pooled (B, pooled_width), context (B, T, context_width)."""
         ...
 
 

@@ -29,6 +29,7 @@ from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.position import AbsolutePosition, Rotary2D
 from star.schedule import ScaleSchedule
+from star.types import Condition
 
 LAYOUT = json.loads((Path(__file__).parents[1] / "golden" / "checkpoint_layout.json").read_text())["models"]
 GENERATORS = [name for name in LAYOUT if not name.startswith("vae")]
@@ -250,6 +251,18 @@ def test_dtype_is_the_files_unless_asked_for_or_mixed() -> None:
     assert load_transformer(half, schedule=SCHEDULE, dtype=torch.bfloat16).embed.weight.dtype == torch.bfloat16
     mixed = half | {"pos_start": half["pos_start"].float()}
     assert load_transformer(mixed, schedule=SCHEDULE).embed.weight.dtype == torch.float32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_16_bits_runs_under_autocast_and_has_an_fp32_head(dtype: torch.dtype) -> None:
+    tensors = dump_transformer(star())
+    condition = Condition(torch.randn(2, 12), torch.randn(2, 5, 20), torch.ones(2, 5, dtype=torch.bool))
+    inputs = torch.randn(2, 13, 8), condition, SCHEDULE
+    with torch.autocast("cpu", dtype):
+        logits = load_transformer(tensors, schedule=SCHEDULE, dtype=dtype)(*inputs)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, load_transformer(tensors, schedule=SCHEDULE)(*inputs), rtol=0.1, atol=0.02)
 
 
 def test_the_report_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -52,7 +52,7 @@ def make_shard(tmp_path: Path, make_sample: Callable[..., dict[str, bytes]]) -> 
         with tarfile.open(path, "w") as tar:
             for number, sample in enumerate(samples):
                 files = make_sample(sample) if isinstance(sample, int) else sample
-                key = f"{sample if isinstance(sample, int) else number:09d}"
+                key = f"{sample:09d}" if isinstance(sample, int) else f"9{number:08d}"
                 for extension, data in files.items():
                     info = tarfile.TarInfo(f"{key}.{extension}")
                     info.size = len(data)

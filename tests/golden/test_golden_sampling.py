@@ -89,7 +89,7 @@ def test_a_greedy_picture_of_a_class(name: str, golden: Any) -> None:
 @pytest.mark.parametrize("name", ["star_tiny_greedy_64_B2", "star_tiny_greedy_64_B2_abs"])
 @torch.no_grad()
 def test_the_released_code_in_a_batch(name: str, golden: Any) -> None:
-    """Here the first prompt's text branch goes to every row; the decoder, which draws such prompts one at a time, isn't used."""
+    """The first prompt's text branch goes to every row. Not by the decoder, which draws such prompts one at a time."""
     case, facts = golden(name), golden.facts(name)
     schedule, expected = ScaleSchedule.square(*facts["patch_nums"]), recorded(case, "official")
     weights = golden(f"star_tiny_{'abs' if name.endswith('abs') else 'rope'}.weights")

@@ -154,7 +154,7 @@ def test_users_mistakes_are_named() -> None:
         ShapesAlignment(num_prompts=0)
     with pytest.raises(ValueError, match="unknown suite 'forms'"):
         load_suite("forms")
+    empty = ShapesAlignment()
+    empty.update(images[:0], [])
     with pytest.raises(ValueError, match="no image was scored"):
-        fresh = ShapesAlignment()
-        fresh.update(images[:0], [])
-        fresh.compute()
+        empty.compute()

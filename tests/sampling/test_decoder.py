@@ -151,6 +151,19 @@ def test_a_constraint_reproduces_its_source(
     torch.testing.assert_close(decode.images(state), tokenizer.decode_codes(source, schedule).add(1).div(2))
 
 
+def test_first_sample_text_draws_one_prompt_at_a_time(
+    build_transformer: Build, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, condition: Condition, empty: Condition
+) -> None:
+    """Even with the release's behaviour a picture doesn't depend on its batch mates."""
+    model = build_transformer(first_sample_text=True)
+    decode = ScaleWiseDecoder(model, tokenizer, schedule, sampler=TopKTopP(0, 0.0), guidance=ClassifierFreeGuidance(2.0))
+    batch = decode(condition, empty, [1, 2, 3])
+    for row in range(3):
+        alone = decode(condition.select(torch.tensor([row])), empty, [row + 1])
+        assert torch.equal(concatenate(alone.codes)[0], concatenate(batch.codes)[row])
+        torch.testing.assert_close(alone.f_hat[0], batch.f_hat[row])
+
+
 def test_what_is_missing_is_named(
     build_transformer: Build, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, condition: Condition
 ) -> None:

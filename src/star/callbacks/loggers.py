@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+import csv
 import netrc
 import os
+import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+
+
+class ResumableCSVLogger(CSVLogger):
+    """`metrics.csv` in the run directory, which a resumed run continues: Lightning's own logger would delete it.
+
+    Rows of steps that the interrupted run had reached after its last checkpoint are replaced as they are done again.
+
+    Args:
+        save_dir: the run directory.
+        flush_every: steps between two writes.
+
+    """
+
+    def __init__(self, save_dir: str, *, flush_every: int = 50) -> None:
+        self.held = _read(Path(save_dir) / "metrics.csv")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Experiment logs directory")
+            super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_every)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+        """Add a row."""
+        if self._experiment is None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Experiment logs directory")
+                writer = self.experiment
+            writer.metrics = [row for row in self.held if step is None or row["step"] < step]
+        super().log_metrics(dict(metrics), step)
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+    return [row | {"step": int(row["step"])} for row in rows if "step" in row]
 
 
 def wandb_logger(*, save_dir: str, offline: bool | None = None, **arguments: Any) -> Any:

@@ -91,3 +91,12 @@ def config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint.get("config"), dict):
         raise ValueError(f"{path} holds no configuration, so the model can't be rebuilt from it")
     return checkpoint["config"]
+
+
+def export(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint without what only resuming needs: averaged weights, configuration, step."""
+    return {
+        "state_dict": {name: value.clone() for name, value in weights(checkpoint).items()},
+        "config": checkpoint["config"],
+        "global_step": checkpoint.get("global_step", 0),
+    }

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from star.checkpoints.blank import blank
 from star.checkpoints.official_files import OfficialTensors, Source, read_official
 from star.checkpoints.official_names import (
     REFINER_LEFTOVERS,
@@ -92,7 +93,7 @@ def load_tokenizer_with_report(
         "patch_size": sizes.patch_size,
         "attention": sizes.attention,
     }
-    with torch.device("meta"):
+    with blank():
         phi = ResidualConv(sizes.code_width, count=sizes.num_phi)
         quantizer = MultiScaleVQ(sizes.codebook_size, sizes.code_width, phi=phi)
         tokenizer = MultiScaleTokenizer(
@@ -162,7 +163,7 @@ def load_transformer_with_report(
     official = read_official(source, "var_wo_ddp")
     sizes = transformer_sizes(official.shapes, source=official.name, num_heads=num_heads)
     official, notes = begin_of(official, schedule, levels="lvl_embed.weight")
-    with torch.device("meta"):
+    with blank():
         if position is None:
             position = Rotary2D() if sizes.positions is None else AbsolutePosition(sizes.width, schedule=schedule)
         model = STARTransformer(
@@ -216,7 +217,7 @@ def load_refiner_with_report(
     official = read_official(source, "var_wo_ddp")
     sizes = refiner_sizes(official.shapes, source=official.name, num_heads=num_heads)
     official, notes = begin_of(official, schedule, levels="lvl_embed_2.weight")
-    with torch.device("meta"):
+    with blank():
         model = Refiner(**_shared_sizes(sizes, schedule), position=position or Rotary2D())
     return _fill(model, official, refiner_names(), REFINER_LEFTOVERS, dtype=dtype, notes=notes)
 
@@ -236,7 +237,7 @@ def load_class_labels(source: Source, *, dtype: torch.dtype | None = None) -> Cl
     embedding = official.tensors.get("class_emb.weight")
     if embedding is None or embedding.dim() != 2:
         raise ValueError(f"{official.name} has no class embedding (classes + 1, C) called 'class_emb.weight'")
-    with torch.device("meta"):
+    with blank():
         encoder = ClassLabelEncoder(embedding.shape[0] - 1, embedding.shape[1])
     encoder.load_state_dict({"embedding.weight": embedding.to(dtype or embedding.dtype)}, assign=True)
     return encoder.eval()

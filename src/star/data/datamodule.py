@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 
 from star.data.filters import parse_filters
-from star.data.loader import PassLoader, StreamLoader
+from star.data.loader import PassLoader, RepeatedBatches, StreamLoader
 from star.data.sources import ShardSource, parse_sources
 from star.data.stream import BatchStream
 from star.data.transforms import MAX_PIXELS, ImageTransform, parse_colour, parse_resolution
@@ -113,9 +113,20 @@ class ShardDataModule(lightning.LightningDataModule):
         if self.trainer is not None and not self.validation_stream.sources:
             self.trainer.limit_val_batches = 0
 
-    def train_dataloader(self) -> StreamLoader:
-        """Endless training batches in epochs of `epoch_size`, from where a loaded checkpoint left off."""
+    def train_dataloader(self) -> StreamLoader | RepeatedBatches:
+        """Endless training batches in epochs of `epoch_size`, from where a loaded checkpoint left off.
+
+        With the trainer's `overfit_batches` the first batches, over and over.
+
+        Raises:
+            ValueError: for an `overfit_batches` that is a fraction: of an endless stream there is none.
+
+        """
         self._train_loader = StreamLoader(self.train_stream, epoch_size=self.epoch_size, **self._workers)
+        if overfit := getattr(self.trainer, "overfit_batches", 0):
+            if not isinstance(overfit, int):
+                raise ValueError(f"trainer.overfit_batches must be a whole number of batches, got {overfit}")
+            return RepeatedBatches(self._train_loader, overfit)
         if self._state is not None:
             self._train_loader.load_state_dict(self._state)
         return self._train_loader

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import distributed
@@ -188,6 +189,28 @@ class PassLoader:
     def close(self) -> None:
         """Stop the workers."""
         self._loader = None
+
+
+class RepeatedBatches:
+    """The first batches of a loader, over and over: for the question whether a model learns anything at all.
+
+    Args:
+        loader: where they come from.
+        count: how many.
+
+    """
+
+    def __init__(self, loader: StreamLoader, count: int) -> None:
+        self._batches = list(islice(loader, count))
+        loader.close()
+
+    def __len__(self) -> int:
+        """How many batches."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, each time in the same order."""
+        return iter(self._batches)
 
 
 def _passes(ranks: list[dict[str, Any]]) -> Iterator[int]:

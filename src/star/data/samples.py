@@ -28,7 +28,7 @@ class Sample:
 
     Attributes:
         key: unique name, `source/shard/key`.
-        image: (3, H, W) in [-1, 1].
+        image: (3, H, W) uint8.
         caption: never empty.
 
     """

@@ -82,28 +82,29 @@ def _read_files(url: str, failures: list[Exception]) -> Iterator[dict[str, Any]]
 
 @contextmanager
 def _open(url: str) -> Iterator[IO[bytes]]:
-    """Open a shard; a command that failed is an OSError, a command that was abandoned half-way is none."""
+    """Open a shard; a command that failed is an OSError, but not before all that it gave was read."""
     from webdataset.gopen import gopen, set_options
 
     stream = gopen(url)
-    finished = False
+    # Otherwise reading raises, and drops what it read, as soon as the command has ended badly.
+    set_options(stream, ignore_errors=True)
     try:
         try:
             yield stream
         except tarfile.TarError:
             # When a download fails the tar ends early: the command's own status says more than the tar does.
-            _finish(stream)
+            _finish(stream, url)
             raise
-        _finish(stream)
-        finished = True
+        _finish(stream, url)
     finally:
-        if not finished:
-            set_options(stream, ignore_errors=True)
         stream.close()
 
 
-def _finish(stream: IO[bytes]) -> None:
+def _finish(stream: IO[bytes], url: str) -> None:
     """Read to the end, lest the command behind a pipe dies of a closed pipe, and raise if it failed."""
     while stream.read(_CHUNK):
         pass
     stream.close()
+    status = getattr(stream, "status", 0)
+    if status not in getattr(stream, "ignore_status", [0]):
+        raise OSError(f"{url} ended with status {status}")

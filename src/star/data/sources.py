@@ -51,6 +51,9 @@ class ShardSource:
 def parse_sources(entries: Mapping[str, Any] | None, key: str) -> tuple[ShardSource, ...]:
     """Sources with a weight above 0, `urls` expanded to the addresses of their shards.
 
+    An entry with a weight and no `urls` at all (not even null) is left out: a stage sets weights for the sources of one
+    data set, and must not break the others.
+
     Args:
         entries: name -> `ShardSource`, or name -> mapping of its arguments (`captions` as a mapping field ->
             weight); None means no source.
@@ -66,11 +69,11 @@ def parse_sources(entries: Mapping[str, Any] | None, key: str) -> tuple[ShardSou
     return tuple(
         replace(source, urls=expand_urls(source.urls, f"{key}.{source.name}.urls"))
         for source in sources
-        if source.weight > 0
+        if source is not None and source.weight > 0
     )
 
 
-def _parse_source(name: str, entry: Any, key: str) -> ShardSource:
+def _parse_source(name: str, entry: Any, key: str) -> ShardSource | None:
     if isinstance(entry, ShardSource):
         return replace(entry, name=name)
     if not isinstance(entry, Mapping):
@@ -78,6 +81,8 @@ def _parse_source(name: str, entry: Any, key: str) -> ShardSource:
     known = [argument.name for argument in fields(ShardSource)]
     if unknown := [argument for argument in entry if argument not in known]:
         raise ValueError(f"{key}.{unknown[0]} is not a setting of a source; known are {', '.join(known)}")
+    if "urls" not in entry and "weight" in entry:
+        return None
     arguments = {"urls": None} | dict(entry) | {"name": name}
     captions = arguments.get("captions", Captions())
     try:
@@ -100,7 +105,10 @@ def expand_urls(urls: str | Sequence[str] | None, key: str) -> tuple[str, ...]:
     """
     patterns = [urls] if isinstance(urls, str) else list(urls or [])
     if not patterns or not all(isinstance(pattern, str) and pattern.strip() for pattern in patterns):
-        raise ValueError(f"{key} is {urls!r}: set it to the shards, e.g. {key}='/data/shards/*.tar'")
+        weight = key.removesuffix("urls") + "weight"
+        raise ValueError(
+            f"{key} is {urls!r}: set it to the shards, e.g. {key}='/data/shards/*.tar', or do without it by {weight}=0"
+        )
     expanded = tuple(url for pattern in patterns for url in _expand(pattern.strip(), key))
     local = [url for url in expanded if not _SCHEME.match(url)]
     if len(local) == len(expanded) and not any(os.path.exists(path) for path in local):

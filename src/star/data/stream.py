@@ -17,7 +17,7 @@ from star.data.samples import Sample, SampleReader
 from star.data.sequence import Position, SampleSequence, Share
 from star.data.skips import SkipCounter, SkipSample
 from star.data.sources import ShardSource
-from star.data.transforms import MAX_PIXELS, ImageTransform
+from star.data.transforms import MAX_PIXELS, ImageTransform, to_unit_range
 
 
 class WorkerBatch(NamedTuple):
@@ -198,7 +198,7 @@ def _stack_finite(samples: Iterator[Sample], feeds: Sequence[SourceFeed], batch_
 
 def _stack(samples: Sequence[Sample], feeds: Sequence[SourceFeed], draws: int) -> WorkerBatch:
     return WorkerBatch(
-        images=torch.stack([sample.image for sample in samples]),
+        images=to_unit_range(torch.stack([sample.image for sample in samples])),
         captions=[sample.caption for sample in samples],
         keys=[sample.key for sample in samples],
         # A plain dict: pinning copies it with update(), which a Counter would take for an addition.

@@ -1,9 +1,8 @@
-"""From the bytes of a picture to a square (or any rectangle) of pixels in [-1, 1]."""
+"""From the bytes of a picture to a square (or any rectangle) of pixels."""
 
 from __future__ import annotations
 
 import io
-import math
 import random
 import warnings
 from collections.abc import Sequence
@@ -53,9 +52,16 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """Pixels of any shape, uint8, as float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1.0)
+
+
 @dataclass(frozen=True)
 class ImageTransform:
     """Decode, straighten, flatten, resize and crop one picture.
+
+    The result stays uint8: a batch is brought to [-1, 1] as a whole, by `to_unit_range`, which is faster.
 
     Args:
         size: (H, W) of the result in pixels.
@@ -85,20 +91,18 @@ class ImageTransform:
             raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}")
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
-        """Pixels (3, H, W) float32 in [-1, 1] of an opened picture; `rng` is the sample's own random numbers."""
+        """Pixels (3, H, W) uint8 of an opened picture; `rng` is the sample's own random numbers."""
         place, mirror = (rng.random() if self.crop == "random" else 0.5), self.flip and rng.random() < 0.5
-        pixels = torch.from_numpy(np.array(self._resize(self._decode(image), place)))  # (H, W, 3) uint8
-        pixels = pixels.permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
-        return pixels.flip(2) if mirror else pixels
+        pixels = torch.from_numpy(np.array(self._resize(self._decode(image), place)))  # (H, W, 3)
+        return (pixels.flip(1) if mirror else pixels).permute(2, 0, 1).contiguous()
 
     def _decode(self, image: Image.Image) -> Image.Image:
         """An upright RGB picture, at least as large as the result needs it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, for a fraction of the time. Asking for the larger side
-            # of the result in both directions is right for pictures that EXIF turns, too.
-            scale = max(self.size) / min(image.size)
-            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, for a fraction of the time. A square to be covered is
+            # right for pictures that EXIF turns, too.
+            image.draft(None, (max(self.size), max(self.size)))
             flat = _flatten(image, self.background)
             turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
         return flat if turn is None else flat.transpose(turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -110,21 +111,19 @@ class STARTransformer(nn.Module):
         self.embed = nn.Linear(code_width, width)
         self.level = nn.Embedding(num_levels, width) if level_embedding else None
         self.shared_modulation = nn.Linear(width, 6 * width) if adaptive_norm == "shared" else None
-        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                num_heads=num_heads,
-                context_width=context_width,
-                mlp_ratio=mlp_ratio,
-                drop_path=rate,
-                qk_norm=qk_norm,
-                adaptive_norm=adaptive_norm,
-                first_sample_text=first_sample_text,
-                backend=backend,
-            )
-            for rate in rates
+        block = partial(
+            Block,
+            width,
+            num_heads=num_heads,
+            context_width=context_width,
+            mlp_ratio=mlp_ratio,
+            qk_norm=qk_norm,
+            adaptive_norm=adaptive_norm,
+            first_sample_text=first_sample_text,
+            backend=backend,
         )
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(block(drop_path=rate) for rate in rates)
         self.head = Head(width, codebook_size, norm=logit_norm, adaptive=adaptive_norm != "none")
         self.reset_parameters()
 

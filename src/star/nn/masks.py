@@ -25,7 +25,7 @@ class Visibility:
     first: tuple[int, ...]
 
     def spans(self) -> Iterator[tuple[slice, slice | Tensor]]:
-        """For each scale its queries and the keys they see, as slices of the sequence (a subclass may give positions)."""
+        """For each scale its queries and the keys they see, as slices of the sequence (a subclass: positions)."""
         for k, first in enumerate(self.first):
             if self.offsets[k] < self.offsets[k + 1]:
                 yield slice(self.offsets[k], self.offsets[k + 1]), slice(self.offsets[first], self.offsets[k + 1])

@@ -115,12 +115,31 @@ class ScaleWiseDecoder:
             ValueError: for another number of seeds than texts, or guidance without an empty text.
 
         """
+        if self.transformer.first_sample_text and len(condition) > 1:
+            yield from self._one_by_one(condition, empty, seeds)
+            return
         state = self._start(condition, empty, seeds)
         for k in range(len(self.schedule)):
             state = self._draw(state, k)
             if self.search is not None and k + 1 < len(self.schedule):
                 state = self.search(state, k)
             yield state
+
+    def _one_by_one(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> Iterator[DecodeState]:
+        """Each picture on its own: under `first_sample_text` a batch would show every picture the first one's text."""
+        if self.search is not None:
+            raise ValueError("search selects among the pictures of a batch, which first_sample_text draws one by one")
+        rows = [torch.tensor([row], device=condition.pooled.device) for row in range(len(condition))]
+        empties = [empty if empty is None or len(empty) == 1 else empty.select(row) for row in rows]
+        alone = [list(self.scales(condition.select(row), e, [seed])) for row, e, seed in zip(rows, empties, seeds, strict=True)]
+        for states in zip(*alone, strict=True):
+            yield replace(
+                states[0],
+                f_hat=torch.cat([state.f_hat for state in states]),
+                codes=[torch.cat(drawn) for drawn in zip(*(state.codes for state in states), strict=True)],
+                traces=[list(traces) for traces in zip(*(state.traces for state in states), strict=True)],
+                generators=[state.generators[0] for state in states],
+            )
 
     @torch.no_grad()
     def images(self, state: DecodeState) -> Tensor:

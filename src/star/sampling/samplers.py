@@ -96,12 +96,10 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
         candidates = logits.topk(top_k, -1).values  # descending
         logits = logits.masked_fill(logits < candidates[..., -1:], float("-inf"))
     if top_p > 0:
-        descending = logits.sort(-1, descending=True).values
-        tail = descending.softmax(-1).flip(-1).cumsum(-1)  # of a code and all less likely ones, least likely first
-        removed = (tail <= 1 - top_p).flip(-1)
-        removed[..., 0] = False
-        smallest = descending.masked_fill(removed, float("inf")).amin(-1, keepdim=True)
-        logits = logits.masked_fill(logits < smallest, float("-inf"))
+        ascending, order = logits.sort(-1)
+        removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        removed[..., -1] = False
+        logits = logits.masked_fill(torch.zeros_like(removed).scatter(-1, order, removed), float("-inf"))
     return logits
 
 

@@ -70,6 +70,12 @@ class GeneratorModule(LightningModule):
         self.caption_dropout = caption_dropout
         self.decoder = decoder
 
+    def setup(self, stage: str) -> None:
+        """Read a frozen text encoder's weights before the first batch needs them."""
+        del stage
+        if not self.text_encoder.trainable:
+            self.text_encoder.load()
+
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Loss of a batch whose captions are partly emptied."""
         report = self.loss(batch, self.caption_dropout)
@@ -87,7 +93,7 @@ class GeneratorModule(LightningModule):
         codes = self.tokenizer.encode(batch.images, self.schedule)
         dropped = (torch.rand(len(batch)) < caption_dropout).tolist()
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
-        condition = self.text_encoder(captions)
+        condition = self.text_encoder(captions).trim()
         return self.objective(self.transformer, self.tokenizer, codes, condition, self.schedule)
 
     def sample_images(self, batch: Batch) -> dict[str, Tensor]:

@@ -17,6 +17,14 @@ from star.utils.instantiate import build_all, instantiate
 
 log = logging.getLogger(__name__)
 
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # data.num_workers is the user's choice
+    ".*IterableDataset.*has `__len__` defined.*",  # and the length is an epoch's
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # inside Lightning
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+    ".*The dirpath has changed from.*",
+)
+
 
 class Run:
     """Builds data, module and trainer, cheapest checks first, and fits.
@@ -34,8 +42,10 @@ class Run:
     def fit(self) -> float | None:
         """Train; returns `optimized_metric`'s last value, or None if it was never measured."""
         config = self.config
+        quieten()
         lightning.seed_everything(config["seed"], workers=True, verbose=False)
         resume_from = self.resume_from()
+        self.mention_stage_before()
         data: LightningDataModule = instantiate(config["data"])
         tokenizer = self.tokenizer_weights()
         trainer: Trainer = instantiate(
@@ -51,9 +61,8 @@ class Run:
             self.initialise(module)
         log.info("run directory: %s", self.directory)
         with warnings.catch_warnings():
-            # our loaders have their own workers' settings, and their length is the epoch's
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*IterableDataset.*has `__len__` defined.*")
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         value = trainer.callback_metrics.get(config["optimized_metric"])
         return None if value is None else float(value)
@@ -84,18 +93,21 @@ class Run:
         return io.part(io.weights(io.read(given)), "tokenizer.")
 
     def initialise(self, module: LightningModule) -> None:
-        """Start from the weights of another run, or say that one could."""
-        given, before = self.config["init_from"], self.config["previous_stage"]
-        if given is None:
-            if before is not None and self.config["task"] != "tokenizer":
-                log.warning(
-                    "stage %s continues a run of stage %s: set init_from=RUN_OR_CKPT to start from its weights; training from scratch",
-                    self.config["stage"],
-                    before,
-                )
-            return
-        io.load(module, io.weights(io.read(given)), what=f"{self.config['task']} (init_from={given})")
-        log.info("weights of %s", io.find(given))
+        """Start from the weights of another run, if `init_from` says so."""
+        given = self.config["init_from"]
+        if given is not None:
+            io.load(module, io.weights(io.read(given)), what=f"{self.config['task']} (init_from={given})")
+            log.info("weights of %s", io.find(given))
+
+    def mention_stage_before(self) -> None:
+        """Warn that a later stage starts from scratch."""
+        config = self.config
+        if config["previous_stage"] is not None and config["task"] != "tokenizer" and not (config["init_from"] or config["resume_from"]):
+            log.warning(
+                "stage %s is meant to continue a run of stage %s (init_from=RUN_OR_CKPT); training from scratch",
+                config["stage"],
+                config["previous_stage"],
+            )
 
 
 def check_resolution(config: dict[str, Any]) -> None:
@@ -104,3 +116,10 @@ def check_resolution(config: dict[str, Any]) -> None:
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     with torch.device("meta"):
         instantiate(config["tokenizer"]).check((height, width), instantiate(config["schedule"]))
+
+
+def quieten() -> None:
+    """Lightning's messages once, through the root logger, and without its advertisements."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

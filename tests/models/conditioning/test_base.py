@@ -116,7 +116,7 @@ def test_weights_are_never_saved_nor_missed() -> None:
 def test_what_is_really_missing_is_still_reported() -> None:
     parent = Parent()
     parent.inner["text"].load()  # type: ignore[operator]
-    with pytest.raises(RuntimeError, match="inner.head.bias"):
+    with pytest.raises(RuntimeError, match=r"inner.head.bias"):
         parent.load_state_dict({"inner.head.weight": torch.zeros(3, 8)}, strict=True)
 
 

@@ -135,7 +135,11 @@ class FrozenTextEncoder(nn.Module, ABC):
             with torch.inference_mode(False), torch.no_grad():
                 network = self.build().requires_grad_(False).eval()
                 self._held = (network.to(self.device, DTYPES[self.dtype]),)
-                self.prepare()
+                try:
+                    self.prepare()
+                except Exception:
+                    self._held = ()  # else a second call would go on without what prepare() measures
+                    raise
             logger.info("text encoder %s on %s", self.identity, self.device)
         return self
 

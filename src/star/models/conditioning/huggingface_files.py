@@ -78,6 +78,8 @@ def read_network(folder: Path, *, random_weights: bool) -> nn.Module:
         ValueError: when transformers doesn't know the folder's kind, or the weights don't fit its config.json.
 
     """
+    from safetensors import SafetensorError
+
     config = read_config(folder)
     if not random_weights and not any((folder / name).is_file() for name in _WEIGHT_NAMES):
         raise FileNotFoundError(
@@ -86,7 +88,7 @@ def read_network(folder: Path, *, random_weights: bool) -> nn.Module:
     try:
         with _quiet_loading():
             network, lacking = _instantiate(folder, random_weights=random_weights)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         kind = config.get("model_type", "no model_type")
         raise ValueError(f"{folder} ({kind}) can't be read as a text encoder: {error}") from error
     # transformers fills what a file lacks with random numbers; a pooler's are never used here.

@@ -139,11 +139,9 @@ def _tagged_file(name: str, tag: str) -> Path:
     import open_clip
 
     source = open_clip.get_pretrained_cfg(name, tag)
-    if source.get("hf_hub"):
-        repository, _, file = source["hf_hub"].rpartition("/")
-        names = (f"{Path(file).stem}.safetensors", file) if file else _HUB_NAMES
-        return fetch_file(repository, names, key=_KEY)
-    cached = Path("~/.cache/clip").expanduser() / Path(source["url"]).name
-    if cached.is_file():
-        return cached
-    raise FileNotFoundError(f"{cached} is missing; download {source['url']} there, or set {_KEY}=PATH")
+    if not source.get("hf_hub"):
+        raise FileNotFoundError(
+            f"the weights {tag!r} of {name} are at {source.get('url')}; download them and set {_KEY}=PATH"
+        )
+    repository, _, file = source["hf_hub"].rpartition("/")
+    return fetch_file(repository, (f"{Path(file).stem}.safetensors", file) if file else _HUB_NAMES, key=_KEY)

@@ -21,9 +21,9 @@ class WordTokenizer:
     """Captions as rows of embedding-table indices.
 
     A word of `words` has a row of its own. Any other is the sum of `num_hashes` rows among `num_buckets`, chosen by a
-    stable hash of the lower-cased word: two given words are confused only if they share all of them, with probability
-    1 / num_buckets ** num_hashes; among n words that is some pair with about n ** 2 / 2 times that (4096 buckets: 2 of
-    100,000 times for 26 words with two hashes, 8 of 100 times with one).
+    stable hash of the lower-cased word. Two given words are confused only if they have the same rows, with probability
+    num_hashes! / num_buckets ** num_hashes: that happens to some pair of 26 words in 4096 buckets 4 times in 100,000
+    with two hashes, 8 times in 100 with one.
 
     Args:
         num_buckets: rows for words that aren't listed.

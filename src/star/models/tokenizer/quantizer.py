@@ -149,25 +149,34 @@ class MultiScaleVQ(nn.Module):
             inputs.append(self.next_input(f_hat, k + 1, schedule))
         return torch.cat(inputs, 1)
 
-    def quantize(self, f: Tensor, schedule: ScaleSchedule) -> Quantized:
-        """Quantise features (B, D, h_K, w_K) with gradients: straight through to `f`, and to codebook and phi by the loss."""
+    def quantize(self, f: Tensor, schedule: ScaleSchedule, kept: Tensor | None = None) -> Quantized:
+        """Quantise features with gradients: straight through to `f`, and to codebook and phi by the loss.
+
+        Args:
+            f: (B, D, h_K, w_K).
+            schedule: the scales.
+            kept: (B,) long, how many scales of each image reach f_hat, at least 1; None: all of them. Codes and losses are
+                always those of all scales.
+
+        """
         if tuple(f.shape[2:]) != schedule.sizes[-1]:
             raise ValueError(
                 f"features of size {tuple(f.shape[2:])} don't fit the schedule's last scale {schedule.sizes[-1]}"
             )
         f = f.float()
         fixed = f.detach()
-        f_hat = self.start(f.shape[0], schedule)
+        f_hat = seen = self.start(f.shape[0], schedule)
         codes = []
         commitment = codebook = f.new_zeros(())
         for k in range(len(schedule)):
             with torch.no_grad(), _fp32(f):
                 drawn = self.nearest(self.target(fixed, f_hat.detach(), k, schedule)).unflatten(0, (f.shape[0], -1))
             f_hat = self.accumulate(f_hat, drawn, k, schedule)
+            seen = f_hat if kept is None else torch.where((kept > k).view(-1, 1, 1, 1), f_hat, seen)
             codes.append(drawn)
             commitment = commitment + F.mse_loss(f, f_hat.detach()) / len(schedule)
             codebook = codebook + F.mse_loss(f_hat, fixed) / len(schedule)
-        return Quantized(f + (f_hat - f).detach(), codes, commitment, codebook)
+        return Quantized(f + (seen - f).detach(), codes, commitment, codebook)
 
 
 def _area(x: Tensor, size: tuple[int, int]) -> Tensor:

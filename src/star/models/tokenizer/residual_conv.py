@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,9 +42,10 @@ class ResidualConv(nn.Module):
         count = len(self.convs)
         # VAR's ticks: the outer ones lie a third (count 4) or half of a cell away from the ends
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
-        ticks = torch.linspace(margin, 1 - margin, count, dtype=torch.float64)
+        # NumPy's rounding decides exact ties as in VAR
+        ticks = np.linspace(margin, 1 - margin, count)
         where = k / (num_scales - 1) if num_scales > 1 else 1.0
-        return int((ticks - where).abs().argmin())
+        return int(np.argmin(np.abs(ticks - where)))
 
     def forward(self, h: Tensor, k: int, num_scales: int) -> Tensor:
         """Smooth the map (B, D, h, w) of scale `k` of `num_scales`."""

@@ -112,10 +112,10 @@ class CodebookRevival(nn.Module):
         centres = None
         for _ in range(self.rounds):
             # The first round pretends that every scale is coded exactly; the next ones know the errors of the last.
-            vectors = torch.cat(quantizer.targets(f, schedule, exact=centres is None))
+            vectors, weights = _pool(quantizer.targets(f, schedule, exact=centres is None))
             if centres is None:
-                centres = _draw(vectors, quantizer.codebook_size, generator)
-            centres = _kmeans(vectors, centres, self.iterations, generator)
+                centres = _draw(vectors, quantizer.codebook_size, generator, weights)
+            centres = _kmeans(vectors, weights, centres, self.iterations, generator)
             _write(quantizer, centres)
 
     def _revive(self, quantizer: MultiScaleVQ, f: Tensor, schedule: ScaleSchedule, generator: torch.Generator) -> int:
@@ -124,31 +124,41 @@ class CodebookRevival(nn.Module):
         count = int(dead.sum())
         if count == 0:
             return 0
-        vectors = torch.cat(quantizer.targets(f, schedule))
+        vectors, weights = _pool(quantizer.targets(f, schedule))
         errors = (vectors - quantizer.lookup(quantizer.nearest(vectors)).float()).square().sum(1)
         entries = quantizer.codebook.weight.detach().float().clone()
-        entries[dead] = _draw(vectors, count, generator, weights=errors)
+        entries[dead] = _draw(vectors, count, generator, weights * errors)
         _write(quantizer, entries)
         self.usage[:, dead] = 1 / self.usage.shape[1]  # time to be found useful before it is judged again
         return count
 
 
-def _draw(vectors: Tensor, count: int, generator: torch.Generator, weights: Tensor | None = None) -> Tensor:
-    """`count` of the vectors (N, D), each at most once if there are enough."""
-    chances = torch.ones(len(vectors)) if weights is None else weights.cpu().double() + 1e-12
+def _pool(targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The vectors (N, D) of all scales, and weights (N,) that give every scale the same say.
+
+    Unweighted, the finest scale, which has most of the tokens, would take nearly all codes.
+    """
+    weights = [vectors.new_full((len(vectors),), 1 / len(vectors)) for vectors in targets]
+    return torch.cat(targets), torch.cat(weights)
+
+
+def _draw(vectors: Tensor, count: int, generator: torch.Generator, weights: Tensor) -> Tensor:
+    """`count` of the vectors (N, D) with chances in proportion to weights (N,), each at most once if there are enough."""
+    chances = weights.cpu().double() + 1e-12
     rows = torch.multinomial(chances, count, replacement=count > len(vectors), generator=generator)
     return vectors[rows.to(vectors.device)]
 
 
-def _kmeans(vectors: Tensor, centres: Tensor, iterations: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm on vectors (N, D) from centres (V, D); a centre that loses all vectors moves to a random one."""
+def _kmeans(vectors: Tensor, weights: Tensor, centres: Tensor, iterations: int, generator: torch.Generator) -> Tensor:
+    """Lloyd's algorithm on weighted vectors (N, D) from centres (V, D); a centre that loses all vectors moves to a random one."""
     for _ in range(iterations):
         nearest = torch.cdist(vectors, centres).argmin(1)
-        counts = nearest.bincount(minlength=len(centres))
-        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
-        centres = sums / counts.clamp(min=1)[:, None]
-        if (lost := counts == 0).any():
-            centres[lost] = _draw(vectors, int(lost.sum()), generator)
+        mass = torch.zeros_like(centres[:, 0]).index_add_(0, nearest, weights)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors * weights[:, None])
+        lost = mass == 0
+        centres = sums / mass.masked_fill(lost, 1.0)[:, None]
+        if lost.any():
+            centres[lost] = _draw(vectors, int(lost.sum()), generator, weights)
     return centres
 
 

@@ -1,0 +1,81 @@
+"""`python -m star.demo [recipe=shapes|emoji] [out=DIR] [fresh=true]`, from the project's root."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from star.demo.recipes import RECIPES, Recipe
+from star.demo.show import draw_figures, export, write_report
+from star.demo.steps import Step, Steps
+from star.utils.cli import readable_errors
+
+HELP = f"""{__doc__}
+
+Writes shards, trains a tokenizer and a generator on them, draws captions, scores the pictures where they can be scored,
+and leaves tokenizer.ckpt, star.ckpt, samples.png, scales.png, report.json and report.html in OUT (outputs/demo, or
+outputs/RECIPE). What is finished is used again, what was interrupted goes on; fresh=true starts over.
+"""
+log = logging.getLogger("demo")
+
+
+def parse(arguments: Sequence[str]) -> tuple[Recipe, bool]:
+    """The recipe that the arguments ask for, and whether to start over.
+
+    Raises:
+        ValueError: names an argument that isn't understood.
+
+    """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if unknown := sorted(given.keys() - {"recipe", "out", "fresh"}):
+        raise ValueError(f"unknown argument {unknown[0]!r}: expected recipe=, out= or fresh=true")
+    name = given.get("recipe", "shapes")
+    if name not in RECIPES:
+        raise ValueError(f"recipe is one of {', '.join(RECIPES)}, got {name!r}")
+    if given.get("fresh", "false") not in ("true", "false"):
+        raise ValueError(f"fresh is true or false, got {given['fresh']!r}")
+    out = Path(given.get("out", f"outputs/{'demo' if name == 'shapes' else name}"))
+    return RECIPES[name](out), given.get("fresh") == "true"
+
+
+def steps_of(recipe: Recipe) -> list[Step]:
+    """Everything from shards to report."""
+    steps = [Step(f"data/{name}", "writing shards", command, command) for name, command in recipe.data.items()]
+    steps += [
+        recipe.training_step("tokenizer", "learning to write images as token maps"),
+        Step("tokenizer.ckpt", "keeping the tokenizer", lambda: export(recipe.tokenizer_run, recipe.tokenizer_checkpoint)),
+        recipe.training_step("generator", "learning to draw token maps from captions"),
+        Step("star.ckpt", "keeping the model", lambda: export(recipe.generator_run, recipe.generator_checkpoint)),
+    ]
+    if recipe.scored:
+        command = ["evaluate.py", "metric=shapes", f"ckpt={recipe.generator_checkpoint}", f"out={recipe.evaluation}", "batch=132"]
+        steps.append(Step("scores", "drawing the evaluation's captions and scoring them", command, command, owns=[recipe.evaluation]))
+    steps.append(Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe)))
+    return steps
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the demo."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if {"-h", "--help", "help"} & set(arguments):
+        sys.stdout.write(HELP)
+        return
+    with readable_errors():
+        if not Path("train.py").is_file():
+            raise FileNotFoundError("no train.py here: run from the project's root")
+        recipe, fresh = parse(arguments)
+        if fresh:
+            shutil.rmtree(recipe.out, ignore_errors=True)
+        recipe.out.mkdir(parents=True, exist_ok=True)
+        steps = Steps(recipe.out / "steps.json")
+        steps.run(steps_of(recipe))
+        write_report(recipe, steps)
+        log.info("look at %s", recipe.out / "report.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Steps that are done once: what is finished and unchanged is used again, what was interrupted goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from star.utils.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work.
+
+    Attributes:
+        name: what the record calls it.
+        says: what it does, for the person who waits.
+        command: arguments for Python, run from the project's root; or a function.
+        recipe: everything that its result depends on besides the steps before; any JSON.
+        owns: folders that are removed before a changed step runs anew.
+
+    """
+
+    name: str
+    says: str
+    command: Sequence[str] | Callable[[], None]
+    recipe: Any = None
+    owns: Sequence[Path] = ()
+
+
+@dataclass
+class Steps:
+    """Runs steps in order and remembers them in a file.
+
+    Attributes:
+        record: where finished steps are remembered, with their seconds.
+
+    """
+
+    record: Path
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read what is there."""
+        if self.record.is_file():
+            self.done = json.loads(self.record.read_text())
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Do what isn't done. A step counts as done while its recipe and those of all steps before it are the same.
+
+        Raises:
+            RuntimeError: when a command fails; it has said why.
+
+        """
+        before = ""
+        for number, step in enumerate(steps, 1):
+            before = fingerprint(before, step.name, step.recipe)
+            held = self.done.get(step.name)
+            title = f"[{number}/{len(steps)}] {step.name}: {step.says}"
+            if held is not None and held["fingerprint"] == before and held["finished"]:
+                log.info("%s - done before, in %.0f s", title, held["seconds"])
+                continue
+            if held is not None and held["fingerprint"] != before:
+                for folder in step.owns:
+                    shutil.rmtree(folder, ignore_errors=True)
+                held = None
+            log.info("%s", title)
+            self._do(step, before, 0.0 if held is None else held["seconds"])
+
+    def _do(self, step: Step, mark: str, spent: float) -> None:
+        self._note(step.name, fingerprint=mark, seconds=spent, finished=False)
+        start = time.monotonic()
+        try:
+            if callable(step.command):
+                step.command()
+            elif subprocess.run([sys.executable, *step.command], check=False).returncode != 0:
+                raise RuntimeError(f"step {step.name} failed: python {' '.join(step.command)}")
+        except BaseException:
+            self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=False)
+            raise
+        self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=True, peak_memory_gib=peak_memory())
+
+    def _note(self, name: str, **facts: Any) -> None:
+        self.done[name] = facts
+        text = json.dumps(self.done, indent=2)
+        write_atomically(self.record, lambda path: _write(path, text))
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hexadecimal digits that change with any of the parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def peak_memory() -> float:
+    """The largest resident size so far of this process or any that it ran, in GiB."""
+    sizes = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(sizes) / 2**20
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

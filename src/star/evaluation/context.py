@@ -1,0 +1,171 @@
+"""What the metrics of one command share: the model, the pictures it drew, the processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from star.checkpoints import io
+from star.drawing import device_of, draw, merge_preset, open_pipeline, resolve_sampling
+from star.evaluation.pictures import Picture, match
+from star.evaluation.prompts import PromptSet
+from star.evaluation.ranks import Ranks
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.pipeline import STARPipeline, fingerprint
+from star.sampling.decoder import ScaleWiseDecoder
+from star.schedule import ScaleSchedule
+from star.utils.instantiate import instantiate_trusted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of a prompt set.
+
+    Attributes:
+        folder: where they are.
+        pictures: one per request, in order.
+        sampling: the preset that drew them; None when somebody else did.
+
+    """
+
+    folder: Path
+    pictures: list[Picture]
+    sampling: Mapping[str, Any] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For the card."""
+        return {"pictures": str(self.folder), "sampling": self.sampling}
+
+
+class Context:
+    """The model and its pictures, opened when first needed.
+
+    Args:
+        config: the resolved evaluate.yaml.
+        ranks: the processes.
+
+    """
+
+    def __init__(self, config: Mapping[str, Any], ranks: Ranks | None = None) -> None:
+        self.config = config
+        self.ranks = ranks or Ranks()
+        self.device = device_of(config)
+        self._drawn: dict[str, Drawn] = {}
+
+    @property
+    def images(self) -> Path | None:
+        """The folder `images=`, which somebody else filled."""
+        return None if self.config["images"] is None else Path(self.config["images"])
+
+    @property
+    def batch(self) -> int:
+        """Pictures at a time."""
+        return int(self.config["batch"])
+
+    def missing_pictures(self, what: str) -> Iterator[str]:
+        """Why there can't be pictures: neither a checkpoint nor a folder, or one that isn't there."""
+        if self.images is not None:
+            if not self.images.is_dir():
+                yield f"images={self.images} is no folder"
+        else:
+            yield from self.missing_checkpoint(f"{what}, or images=DIR to score pictures that are there already", "generator")
+
+    def missing_checkpoint(self, what: str, *tasks: str) -> Iterator[str]:
+        """Why there is no model: no `ckpt`, or one that can't be used for this."""
+        if self.config["ckpt"] is None:
+            yield f"no model: set ckpt=RUN_OR_FILE for {what}"
+            return
+        try:
+            task = self.checkpoint_config.get("task")
+        except (OSError, ValueError) as error:
+            yield str(error)
+            return
+        if tasks and task not in tasks:
+            yield f"{self.config['ckpt']} is a checkpoint of task={task}: {what} needs one of task={' or '.join(tasks)}"
+
+    @cached_property
+    def checkpoint_config(self) -> dict[str, Any]:
+        """The configuration of the run that wrote the checkpoint."""
+        return io.config(io.read(self.config["ckpt"], mmap=True), self.config["ckpt"])
+
+    @cached_property
+    def _opened(self) -> tuple[STARPipeline, dict[str, Any]]:
+        log.info("opening %s", io.find(self.config["ckpt"]))
+        return open_pipeline(self.config)
+
+    @property
+    def pipeline(self) -> STARPipeline:
+        """The generator, on its device."""
+        return self._opened[0]
+
+    @cached_property
+    def tokenizer(self) -> tuple[MultiScaleTokenizer, ScaleSchedule]:
+        """The tokenizer and its scales, from a checkpoint of either task."""
+        if self.checkpoint_config.get("task") == "generator":
+            return self.pipeline.tokenizer, self.pipeline.schedule
+        module = self.checkpoint_config["module"]
+        tokenizer = instantiate_trusted(module["tokenizer"], packages=self.config["trusted"])
+        io.load(tokenizer, io.part(self._state, "tokenizer."), what=f"tokenizer of {self.config['ckpt']}")
+        schedule = instantiate_trusted(module["schedule"], packages=self.config["trusted"])
+        return tokenizer.eval().requires_grad_(False).to(self.device), schedule
+
+    @cached_property
+    def identity(self) -> str | None:
+        """Hash of the checkpoint's weights; None without a checkpoint."""
+        if self.config["ckpt"] is None:
+            return None
+        if self.checkpoint_config.get("task") == "generator":
+            return self.pipeline.identity
+        return fingerprint(self._state)
+
+    @property
+    def _state(self) -> dict[str, torch.Tensor]:
+        return io.weights(io.read(self.config["ckpt"], mmap=True), averaged=self.config["averaged"])
+
+    def settings(self, preset: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the pictures of a protocol depend on; sets the pipeline's decoder accordingly.
+
+        The command line's `sampling=` wins over the protocol's preset, which wins over the checkpoint's own.
+        """
+        pipeline, settings = self._opened
+        chosen = self.config["sampling"]
+        if preset is not None and "_target_" not in chosen:
+            chosen = merge_preset(preset, chosen)
+        build, words = resolve_sampling(self.config, chosen)
+        pipeline.decoder = ScaleWiseDecoder(pipeline.transformer, pipeline.tokenizer, pipeline.schedule, **build)
+        return {**settings, "sampling": words}
+
+    def pictures(self, prompts: PromptSet, preset: Mapping[str, Any] | None = None) -> Drawn:
+        """The pictures of a prompt set: those of `images=`, or drawn once and kept.
+
+        Raises:
+            ValueError: when the folder `images=` doesn't hold them.
+
+        """
+        if self.images is not None:
+            return Drawn(self.images, match(self.images, prompts.requests(), only=self.config["format"]))
+        settings = self.settings(preset)
+        key = json.dumps([self.identity, settings, prompts.fingerprint()], sort_keys=True)
+        name = f"{prompts.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        folder = Path(self.config["paths"]["pictures"]) / name
+        requests = prompts.requests()
+        if name not in self._drawn:
+            layout = "geneval" if prompts.layout == "geneval" else "flat"
+            log.info("pictures of %s: %s", prompts.name, folder)
+            shared = {"rank": self.ranks.rank, "world": self.ranks.world}
+            draw(self.pipeline, requests, folder, batch=self.batch, settings=settings, layout=layout, **shared)
+            self.ranks.wait()
+            pictures = [Picture(str(folder / request.file), request.metadata) for request in requests]
+            self._drawn[name] = Drawn(folder, pictures, settings["sampling"])
+        return self._drawn[name]
+

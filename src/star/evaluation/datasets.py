@@ -1,0 +1,123 @@
+"""Published prompt sets and reference pictures: where they are looked for, and what is said when they aren't there."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from star.evaluation.pictures import Picture
+from star.evaluation.prompts import PromptSet
+from star.metrics.assets import ENVIRONMENT
+
+MJHQ_CATEGORIES = ("animals", "art", "fashion", "food", "indoor", "landscape", "logo", "people", "plants", "vehicles")
+_MJHQ_COUNT = 3000
+
+
+class DatasetFolder:
+    """A folder that holds a published data set.
+
+    Args:
+        root: the folder; None looks in `$STAR_ASSETS/NAME`.
+        name: of the folder there.
+        key: the configuration key of `root`, for messages.
+
+    """
+
+    def __init__(self, root: str | Path | None, *, name: str, key: str) -> None:
+        self.given = root
+        self.name = name
+        self.key = key
+
+    @property
+    def root(self) -> Path:
+        """Where it is looked for."""
+        if self.given is not None:
+            return Path(self.given).expanduser()
+        return Path(os.environ.get(ENVIRONMENT, f"${ENVIRONMENT}")).expanduser() / self.name
+
+    def message(self, what: str, source: str) -> str:
+        """One sentence about what isn't there."""
+        return (
+            f"{what} not found in {self.root}. Get it from {source} and set {self.key}=FOLDER, or put it into "
+            f"${ENVIRONMENT}/{self.name} (${ENVIRONMENT} is {os.environ.get(ENVIRONMENT, 'unset')}). "
+            "No sha256 is published for it; the card records what was used."
+        )
+
+
+class MJHQ(DatasetFolder):
+    """MJHQ-30K: 30,000 prompts in ten categories, one real picture each (Playground v2).
+
+    Args:
+        root: the folder with `meta_data.json` and the pictures as CATEGORY/ID.jpg, or below `data_meta/`.
+        per_category: take so many of each category's 3,000, ids sorted, drawn with a fixed seed; None takes all.
+        seed: of the noise the pictures are drawn from.
+
+    """
+
+    source = "https://huggingface.co/datasets/playgroundai/MJHQ-30K (meta_data.json and mjhq30k_imgs.zip, unpacked)"
+
+    def __init__(self, root: str | Path | None = None, *, per_category: int | None = None, seed: int = 4) -> None:
+        super().__init__(root, name="mjhq30k", key="paths.mjhq")
+        if per_category is not None and not 1 <= per_category <= _MJHQ_COUNT:
+            raise ValueError(f"MJHQ-30K has {_MJHQ_COUNT} pictures a category, got per_category={per_category}")
+        self.per_category = per_category
+        self.seed = seed
+
+    def iterate_missing(self) -> Iterator[str]:
+        """The prompts."""
+        if self._metadata is None:
+            yield self.message("MJHQ-30K's meta_data.json (30,000 prompts)", self.source)
+
+    def reference_missing(self) -> Iterator[str]:
+        """The real pictures: the folders of all categories."""
+        lacking = [name for name in MJHQ_CATEGORIES if not (self._pictures / name).is_dir()]
+        if lacking:
+            yield self.message(f"MJHQ-30K's pictures of {', '.join(lacking)}", self.source)
+
+    def load(self) -> PromptSet:
+        """The prompts in the order of the file, or the fixed subset by category."""
+        if self._metadata is None:
+            raise FileNotFoundError(next(self.iterate_missing()))
+        entries = json.loads(self._metadata.read_text(encoding="utf-8"))
+        chosen = list(entries) if self.per_category is None else self._subset(entries)
+        records = [self._record(index, key, entries[key]) for index, key in enumerate(chosen)]
+        return PromptSet("mjhq", tuple(records), seed=self.seed, layout="named")
+
+    def reference(self) -> Iterator[Picture]:
+        """The real pictures of the same prompts."""
+        for record in self.load().records:
+            found = [self._pictures / f"{record['stem']}{suffix}" for suffix in (".jpg", ".png")]
+            yield Picture(str(next((path for path in found if path.is_file()), found[0])), record)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Their names."""
+        return MJHQ_CATEGORIES
+
+    @property
+    def _metadata(self) -> Path | None:
+        names = ("meta_data.json", "meta_mjhq.json")
+        return next((self.root / name for name in names if (self.root / name).is_file()), None)
+
+    @property
+    def _pictures(self) -> Path:
+        below = [self.root / name for name in ("data_meta", "mjhq30k_imgs")]
+        return next((folder for folder in below if folder.is_dir()), self.root)
+
+    def _subset(self, entries: Mapping[str, Any]) -> list[str]:
+        """`per_category` ids of each category: the authors' own subset depends on a hash seed nobody knows."""
+        chosen: list[str] = []
+        for name in MJHQ_CATEGORIES:
+            ids = sorted(key for key, entry in entries.items() if entry["category"] == name)
+            chosen += random.Random(42).sample(ids, min(self.per_category or len(ids), len(ids)))  # noqa: S311
+        return chosen
+
+    def _record(self, index: int, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        category, prompt = str(entry["category"]), str(entry["prompt"])
+        if category not in MJHQ_CATEGORIES or "/" in key or ".." in key:
+            raise ValueError(f"{self._metadata}: entry {key!r} has an unknown category {category!r} or no plain id")
+        return {"prompt": prompt, "index": index, "category": category, "stem": f"{category}/{key}"}

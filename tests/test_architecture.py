@@ -20,7 +20,12 @@ LEAVES = {"data", "metrics", "utils"}
 UTILS_FROM = 2  # utils may be imported from models upwards
 COMMANDS = {"bench", "demo", "drawing", "evaluation", "plan", "report", "studies"}
 COMMAND_FILES = {"data/cache.py", "data/pack.py", "data/inspect.py", "checkpoints/convert.py"}
-DOORS = {"hydra": {"utils"}, "lightning": {"training", "callbacks", "data"}, "webdataset": {"data"}, "wandb": {"callbacks"}}
+DOORS = {
+    "hydra": {"utils"},
+    "lightning": {"training", "callbacks", "data"},
+    "webdataset": {"data"},
+    "wandb": {"callbacks"},
+}
 FILES = sorted(SRC.rglob("*.py"))
 
 

@@ -19,6 +19,7 @@ TRAIN_GROUPS = (
     "stage",
     "model",
     "tokenizer",
+    "tokenizer_training",
     "text_encoder",
     "position",
     "mask",
@@ -97,6 +98,16 @@ def test_every_preset_is_built(name: str, option: str) -> None:
         assert option == "from_checkpoint"
 
 
+@pytest.mark.parametrize("option", options("pretrained"))
+def test_every_release_composes_and_resolves(option: str) -> None:
+    config = plain(compose("sample", [f"pretrained={option}"]))
+    assert config["pretrained"]["name"] == option
+    assert config["model"]["num_levels"] == len(config["schedule"]["sizes"])
+    with torch.device("meta"):
+        parts = [instantiate(config[part]) for part in ("model", "tokenizer", "position", "schedule")]
+    assert parts[1].factor * parts[3].sizes[-1][0] in (256, 512, 1024)
+
+
 def test_groups_with_several_options_merge() -> None:
     assert set(resolved(["logger=[tensorboard,wandb]"])["logger"]) == {"csv", "tensorboard", "wandb"}
     assert set(resolved(["logger=csv"])["logger"]) == {"csv"}
@@ -127,4 +138,6 @@ def test_the_stage_is_overruled_by_the_experiment_and_that_by_the_command_line()
 def test_every_option_explains_itself() -> None:
     for path in CONF.rglob("*.yaml"):
         if "local" not in path.parts:
-            assert any(line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines()[:3]), path
+            assert any(
+                line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines()[:3]
+            ), path

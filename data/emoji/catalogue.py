@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 _LINE = re.compile(r"^([0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E\S+ (.+)$")
 _HEADING = re.compile(r"^# (group|subgroup): (.+)$")
-_VARIATION_SELECTOR, _JOINER, _KEYCAP = "\ufe0f", "\u200d", "\u20e3"
+VARIATION_SELECTOR = "\ufe0f"
+_JOINER, _KEYCAP = "\u200d", "\u20e3"
 _SKIN_TONES = re.compile("[\U0001f3fb-\U0001f3ff]")
 _GENDERS = re.compile(f"{_JOINER}[\u2640\u2642]")
 _CLOCKS = re.compile("[\U0001f550-\U0001f567]")
@@ -44,7 +45,7 @@ class Emoji:
     @property
     def family(self) -> str:
         """What near-duplicates share: skin tones, genders, keycaps and clock faces are one family each."""
-        text = _SKIN_TONES.sub("", self.text.replace(_VARIATION_SELECTOR, ""))
+        text = _SKIN_TONES.sub("", self.text.replace(VARIATION_SELECTOR, ""))
         if text.endswith(_KEYCAP):
             return "keycap"
         text = _CHILDREN.sub("child", _ADULTS.sub("adult", _GENDERS.sub("", text)))
@@ -87,7 +88,7 @@ def captions(emoji: Emoji, keywords: Mapping[str, Sequence[str]]) -> list[str]:
     Its short name, the older name of its character in the Unicode standard, and CLDR's keywords.
     """
     found = [emoji.name]
-    characters = emoji.text.replace(_VARIATION_SELECTOR, "")
+    characters = emoji.text.replace(VARIATION_SELECTOR, "")
     if len(characters) == 1 and (name := unicodedata.name(characters, "").lower()):
         found.append(name)
     # A lone keyword, such as the "flag" of every flag, says less than the name.

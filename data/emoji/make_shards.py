@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalogue import Emoji, captions, held_out, read_emoji, read_keywords
+from catalogue import VARIATION_SELECTOR, Emoji, captions, held_out, read_emoji, read_keywords
 from debian import fetch_package, find_file
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -98,7 +98,7 @@ class Painter:
             UndrawableError: when the font, or Pillow without libraqm, can't draw it as one picture.
 
         """
-        if len(text) > 1 and not self.joins:
+        if not self.joins and len(text := text.replace(VARIATION_SELECTOR, "")) > 1:
             raise UndrawableError("glyph: sequences need libraqm (Pillow's text layout)")
         left, top, right, bottom = (int(edge) for edge in self.font.getbbox(text))
         if bottom <= top or right <= left:

@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from star.checkpoints import io
+from star.checkpoints.named import read_named
 from star.pipeline import STARPipeline
 from star.utils.files import write_atomically
 from star.utils.instantiate import instantiate, instantiate_trusted
@@ -108,7 +109,9 @@ def draw(
     missing = {request.file for request in requests if not (out / request.file).is_file()}
     if len(missing) < len(requests) and rank == 0:
         log.info("%d of %d pictures are already in %s", len(requests) - len(missing), len(requests), out)
-    groups = [group for group in _batches(requests, batch) if any(request.file in missing for request in group)][rank::world]
+    groups = [group for group in _batches(requests, batch) if any(request.file in missing for request in group)][
+        rank::world
+    ]
     for group in track(groups, description="drawing", disable=len(groups) <= 1 or rank > 0):
         prompts = [request.prompt for request in group]
         seeds = [request.seed for request in group]
@@ -176,17 +179,36 @@ def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Reques
 
 
 def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, Any]]:
-    """The pipeline that a resolved sample.yaml asks for, and the settings that its pictures depend on."""
-    build, preset = resolve_sampling(config, config["sampling"])
-    pipeline = STARPipeline.from_checkpoint(
-        config["ckpt"],
-        sampling=build,
-        precision=config["precision"],
-        averaged=config["averaged"],
-        trusted=config["trusted"],
-    )
-    settings = {"sampling": preset, "precision": config["precision"], "negative_prompt": config["negative_prompt"]}
-    return pipeline.to(device_of(config)), settings
+    """The pipeline that a resolved sample.yaml asks for, and the settings that its pictures depend on.
+
+    Raises:
+        FileNotFoundError: when weights are missing.
+        ValueError: unless it asks for either a checkpoint or a release; or when something doesn't fit.
+
+    """
+    check_source(config)
+    settings = {"precision": config["precision"], "negative_prompt": config["negative_prompt"]}
+    trusted: dict[str, Any] = {"precision": config["precision"], "trusted": config["trusted"]}
+    if config.get("pretrained") is None:
+        build, preset = resolve_sampling(config, config["sampling"])
+        pipeline = STARPipeline.from_checkpoint(config["ckpt"], sampling=build, averaged=config["averaged"], **trusted)
+    else:
+        checkpoint = read_named(config)
+        build, preset = _preset(config["weights"], checkpoint["config"], config["sampling"], config["trusted"])
+        pipeline = STARPipeline.from_parts(checkpoint, what=config["weights"], sampling=build, **trusted)
+        # weights alone don't decide these pictures: switches like first_sample_text come with the configuration
+        settings["model"] = {
+            part: checkpoint["config"]["module"][part] for part in ("transformer", "text_encoder", "schedule")
+        }
+    return pipeline.to(device_of(config)), {"sampling": preset, **settings}
+
+
+def check_source(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless exactly one of `ckpt` and `pretrained` is set."""
+    given = [name for name in ("ckpt", "pretrained") if config.get(name) is not None]
+    if len(given) != 1:
+        problem = "both are set" if given else "neither is"
+        raise ValueError(f"set either ckpt=RUN_OR_FILE or pretrained=NAME weights=DIR: {problem}")
 
 
 def resolve_sampling(config: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -196,13 +218,26 @@ def resolve_sampling(config: Mapping[str, Any], changes: Mapping[str, Any]) -> t
         The instantiated settings, and the preset in plain words for records.
 
     """
+    own: Mapping[str, Any] = {}
+    if "_target_" not in changes:
+        own = io.config(io.read(config["ckpt"], mmap=True), config["ckpt"])
+    return _preset(config["ckpt"], own, changes, config["trusted"])
+
+
+def _preset(
+    what: str, own: Mapping[str, Any], changes: Mapping[str, Any], trusted: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     if "_target_" in changes:
         return instantiate({**changes, "_partial_": True}).keywords, dict(changes)
-    own = io.config(io.read(config["ckpt"], mmap=True), config["ckpt"])
-    if "sampling" not in own:
-        raise ValueError(f"{config['ckpt']} is a checkpoint of task={own.get('task')}, pictures need one of task=generator")
+    if own.get("sampling") is None:
+        mend = (
+            "choose one, e.g. sampling=topk600"
+            if own.get("task") == "generator"
+            else "pictures need one of task=generator"
+        )
+        raise ValueError(f"{what} is of task={own.get('task')} and has no sampling preset: {mend}")
     preset = merge_preset(own["sampling"], changes)
-    return instantiate_trusted({**preset, "_partial_": True}, packages=config["trusted"]).keywords, preset
+    return instantiate_trusted({**preset, "_partial_": True}, packages=trusted).keywords, preset
 
 
 def device_of(config: Mapping[str, Any]) -> str:

@@ -23,7 +23,8 @@ class Batch:
         images: (B, 3, H, W) in [-1, 1].
         captions: B strings; the empty string is the unconditional caption.
         keys: what the data set calls each sample, for logs and caches.
-        skipped: how many samples were skipped since the batch before, by cause (`decode: UnidentifiedImageError`, `filter: aspect_ratio`).
+        skipped: how many samples were skipped since the batch before, by cause (`decode: UnidentifiedImageError`,
+            `filter: aspect_ratio`).
 
     """
 
@@ -241,7 +242,7 @@ class ImageMetric(Protocol):
     """Scores images; never sees a model."""
 
     def update(self, images: Tensor, prompts: Sequence[Mapping[str, Any]]) -> None:
-        """Take images (B, 3, H, W) in [0, 1] and what each was drawn from: at least `prompt`, `index`, and the metadata of its suite."""
+        """Take images (B, 3, H, W) in [0, 1] and what each was drawn from: `prompt`, `index`, its suite's metadata."""
         ...
 
     def compute(self) -> Mapping[str, Any]:

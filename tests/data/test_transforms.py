@@ -56,6 +56,12 @@ def test_a_picture_of_the_right_size_is_unchanged(interpolation: str) -> None:
     assert np.array_equal(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), original)
 
 
+def test_a_picture_whose_short_side_is_right_is_cropped_unblurred() -> None:
+    original = np.random.default_rng(0).integers(0, 256, (8, 13, 3), dtype=np.uint8)
+    pixels = ((run(saved(Image.fromarray(original))) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, original[:, 2:10])
+
+
 def test_the_centre_is_cropped_and_the_short_side_kept() -> None:
     image = Image.new("RGB", (30, 10), "green")
     image.paste("white", (10, 0, 20, 10))

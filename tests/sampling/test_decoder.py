@@ -111,7 +111,7 @@ def test_search_may_reorder_and_double_pictures_on_their_way(
     condition: Condition,
     empty: Condition,
 ) -> None:
-    """After a selection the next logits are those of the chosen rows: cache, text, f_hat and both guidance halves moved."""
+    """After a selection the next logits are those of the chosen rows: cache, text, f_hat and both halves moved."""
     rows = torch.tensor([2, 0, 0])
     plain, searched = Recorder(), Recorder()
     parts = (build_transformer(), tokenizer, schedule)
@@ -152,11 +152,17 @@ def test_a_constraint_reproduces_its_source(
 
 
 def test_first_sample_text_draws_one_prompt_at_a_time(
-    build_transformer: Build, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, condition: Condition, empty: Condition
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    empty: Condition,
 ) -> None:
     """Even with the release's behaviour a picture doesn't depend on its batch mates."""
     model = build_transformer(first_sample_text=True)
-    decode = ScaleWiseDecoder(model, tokenizer, schedule, sampler=TopKTopP(0, 0.0), guidance=ClassifierFreeGuidance(2.0))
+    decode = ScaleWiseDecoder(
+        model, tokenizer, schedule, sampler=TopKTopP(0, 0.0), guidance=ClassifierFreeGuidance(2.0)
+    )
     batch = decode(condition, empty, [1, 2, 3])
     for row in range(3):
         alone = decode(condition.select(torch.tensor([row])), empty, [row + 1])

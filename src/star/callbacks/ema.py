@@ -14,7 +14,8 @@ from torch import Tensor
 class EMA(Callback):
     """Keeps averages of everything that is trained; validation, pictures and checkpoints' readers use them.
 
-    Only trained parameters are averaged, so a frozen text encoder costs nothing. The averages lie in the checkpoint under
+    Only trained parameters are averaged, so a frozen text encoder costs nothing. The averages lie in the checkpoint
+    under
     `averaged` and are resumed.
 
     Args:

@@ -31,7 +31,7 @@ class ResumableCSVLogger(CSVLogger):
             warnings.filterwarnings("ignore", message="Experiment logs directory")
             super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_every)
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add a row."""
         if self._experiment is None:
             with warnings.catch_warnings():

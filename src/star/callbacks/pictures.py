@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,14 @@ class Pictures(Callback):
         few = Batch(batch.images[: self.num_images], batch.captions[: self.num_images])
         ema = averages(trainer)
         training = pl_module.training
+        draw: Callable[[Batch], dict[str, Tensor]] = pl_module.sample_images  # type: ignore[assignment]
         pl_module.eval()
         with (
             torch.no_grad(),
             ema.swapped(pl_module) if ema else nullcontext(),
             trainer.precision_plugin.val_step_context(),
         ):
-            shown = pl_module.sample_images(few)
+            shown = draw(few)
         pl_module.train(training)
         for name, images in shown.items():
             self._show(trainer, name, images, few.captions, step)

@@ -11,31 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from star.checkpoints.pretrained import is_pretrained, read_pretrained
 from star.checkpoints.report import compare
 
 State = Mapping[str, Tensor]
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file of a run directory (its `checkpoints/last.ckpt`), or the file itself.
+    """The checkpoint file of a run directory (its `checkpoints/last.ckpt`), or the file or converted folder itself.
 
     Raises:
         FileNotFoundError: when there is none, with what was looked for.
 
     """
     given = Path(path)
-    if given.is_file():
+    if given.is_file() or is_pretrained(given):
         return given
     if given.is_dir():
         last = given / "checkpoints" / "last.ckpt"
         if last.is_file():
             return last
         raise FileNotFoundError(f"the run directory {given} has no checkpoint: {last} does not exist")
-    raise FileNotFoundError(f"no checkpoint at {given}: give a run directory or a .ckpt file")
+    raise FileNotFoundError(f"no checkpoint at {given}: give a run directory, a .ckpt file or a converted folder")
 
 
 def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Open a checkpoint of this project: tensors and plain containers only, never code.
+    """Open a checkpoint or a converted folder of this project: tensors and plain containers only, never code.
+
+    Args:
+        path: what `find` takes.
+        mmap: map the checkpoint's tensors instead of reading them, as those of a converted folder are in any case.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -43,6 +48,8 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
     """
     file = find(path)
+    if file.is_dir():
+        return read_pretrained(file)
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file} is not a checkpoint (or only a part of one): expected a file that torch.save wrote")
     try:
@@ -54,6 +61,20 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{file} has no state_dict: it is not a checkpoint of this project")
     return checkpoint
+
+
+def is_ours(path: str | Path) -> bool:
+    """Whether a path is a checkpoint, run directory or converted folder of this project, and no released file."""
+    given = Path(path)
+    if given.is_dir():
+        return is_pretrained(given) or (given / "checkpoints" / "last.ckpt").is_file()
+    if given.suffix == ".safetensors" or not zipfile.is_zipfile(given):
+        return False
+    try:
+        held = torch.load(given, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        return False  # whoever reads it says what is wrong
+    return isinstance(held, dict) and "state_dict" in held and "config" in held
 
 
 def weights(checkpoint: Mapping[str, Any], *, averaged: bool = True) -> dict[str, Tensor]:

@@ -75,34 +75,23 @@ class ShardDataModule(lightning.LightningDataModule):
             "prefetch": prefetch,
             "max_pixels": max_pixels,
         }
-        optional = {"epoch_size": epoch_size, "validation_size": validation_size}
-        _check_counts(counts | {name: value for name, value in optional.items() if value is not None}, minimum=1)
+        sizes = {"epoch_size": epoch_size, "validation_size": validation_size}
+        _check_counts(counts | {name: size for name, size in sizes.items() if size is not None}, minimum=1)
         _check_counts({"num_workers": num_workers, "max_consecutive_skips": max_consecutive_skips}, minimum=0)
         self.epoch_size = epoch_size
         self.validation_size = validation_size
         self.train_stream = BatchStream(
             _require(parse_sources(sources, "data.sources"), sources),
             batch_size=batch_size,
-            transform=ImageTransform(
-                parse_resolution(resolution),
-                crop=crop,
-                flip=flip,
-                interpolation=interpolation,
-                background=parse_colour(background),
-            ),
+            transform=_transform(resolution, crop, flip, interpolation, background),
             filters=parse_filters(filters),
             seed=seed,
             shuffle_buffer=shuffle_buffer,
             max_pixels=max_pixels,
             max_consecutive_skips=max_consecutive_skips,
         )
-        self.validation_stream = replace(
-            self.train_stream,
-            sources=parse_sources(validation_sources, "data.validation_sources"),
-            transform=replace(self.train_stream.transform, crop="center", flip=False),
-            shuffle_buffer=1,
-            endless=validation_size is not None,
-        )
+        validation = parse_sources(validation_sources, "data.validation_sources")
+        self.validation_stream = _for_validation(self.train_stream, validation, endless=validation_size is not None)
         self._workers: dict[str, Any] = {"num_workers": num_workers, "prefetch": prefetch, "pin_memory": pin_memory}
         self._train_loader: StreamLoader | None = None
         self._validation_loader: PassLoader | None = None
@@ -159,6 +148,19 @@ class ShardDataModule(lightning.LightningDataModule):
         for loader in (self._train_loader, self._validation_loader):
             if loader is not None:
                 loader.close()
+
+
+def _transform(
+    resolution: int | Sequence[int], crop: str, flip: bool, interpolation: str, background: str | Sequence[int]
+) -> ImageTransform:
+    size, colour = parse_resolution(resolution), parse_colour(background)
+    return ImageTransform(size, crop=crop, flip=flip, interpolation=interpolation, background=colour)
+
+
+def _for_validation(stream: BatchStream, sources: tuple[ShardSource, ...], *, endless: bool) -> BatchStream:
+    """The same for other sources, without anything random: in order, centred, not mirrored."""
+    transform = replace(stream.transform, crop="center", flip=False)
+    return replace(stream, sources=sources, transform=transform, shuffle_buffer=1, endless=endless)
 
 
 def _require(parsed: tuple[ShardSource, ...], sources: object) -> tuple[ShardSource, ...]:

@@ -111,7 +111,10 @@ class ImageTransform:
         """Resize the shorter side and crop in one step: only what stays is resampled."""
         height, width = self.size
         scale = min(image.width / width, image.height / height)
-        left, top = place * (image.width - scale * width), place * (image.height - scale * height)
+        # Whole pixels, so that a picture which already has the right size is cropped and not blurred.
+        left, top = int(place * (image.width - scale * width)), int(place * (image.height - scale * height))
+        if scale == 1:
+            return image.crop((left, top, left + width, top + height))
         box = (left, top, min(left + scale * width, image.width), min(top + scale * height, image.height))
         return image.resize((width, height), _INTERPOLATIONS[self.interpolation], box)
 

@@ -46,13 +46,29 @@ def steps_of(recipe: Recipe) -> list[Step]:
     steps = [Step(f"data/{name}", "writing shards", command, command) for name, command in recipe.data.items()]
     steps += [
         recipe.training_step("tokenizer", "learning to write images as token maps"),
-        Step("tokenizer.ckpt", "keeping the tokenizer", lambda: export(recipe.tokenizer_run, recipe.tokenizer_checkpoint)),
+        Step(
+            "tokenizer.ckpt", "keeping the tokenizer", lambda: export(recipe.tokenizer_run, recipe.tokenizer_checkpoint)
+        ),
         recipe.training_step("generator", "learning to draw token maps from captions"),
         Step("star.ckpt", "keeping the model", lambda: export(recipe.generator_run, recipe.generator_checkpoint)),
     ]
     if recipe.scored:
-        command = ["evaluate.py", "metric=shapes", f"ckpt={recipe.generator_checkpoint}", f"out={recipe.evaluation}", "batch=132"]
-        steps.append(Step("scores", "drawing the evaluation's captions and scoring them", command, command, owns=[recipe.evaluation]))
+        command = [
+            "evaluate.py",
+            "metric=shapes",
+            f"ckpt={recipe.generator_checkpoint}",
+            f"out={recipe.evaluation}",
+            "batch=132",
+        ]
+        steps.append(
+            Step(
+                "scores",
+                "drawing the evaluation's captions and scoring them",
+                command,
+                command,
+                owns=[recipe.evaluation],
+            )
+        )
     steps.append(Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe)))
     return steps
 

@@ -26,7 +26,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight"))
 
 
-def captioned_grid(captions: Sequence[str], columns: Mapping[str, Sequence[Pixels]], path: Path, *, per_row: int = 4) -> None:
+def captioned_grid(
+    captions: Sequence[str], columns: Mapping[str, Sequence[Pixels]], path: Path, *, per_row: int = 4
+) -> None:
     """A grid with one cell per caption: its images side by side, titled in the first row.
 
     Args:

@@ -58,7 +58,12 @@ class Recipe:
     def training(self, task: str) -> list[str]:
         """Overrides of train.py for one of the two trainings."""
         run = self.tokenizer_run if task == "tokenizer" else self.generator_run
-        overrides = [f"experiment={self.name}/{task}", f"paths.run_dir={run}", f"paths.data={self.out / 'data'}", "resume_from=auto"]
+        overrides = [
+            f"task={task}", f"experiment={self.name}",
+            f"paths.run_dir={run}",
+            f"paths.data={self.out / 'data'}",
+            "resume_from=auto",
+        ]
         return overrides if task == "tokenizer" else [*overrides, f"paths.tokenizer={self.tokenizer_checkpoint}"]
 
     def training_step(self, task: str, says: str) -> Step:
@@ -82,7 +87,13 @@ def shapes(out: Path) -> Recipe:
         out=out,
         data={
             "train": [*write, f"out={out / 'data/shapes/train'}", "num_images=16384", "seed=0", "split=train"],
-            "validation": [*write, f"out={out / 'data/shapes/validation'}", "num_images=512", "seed=1", "split=heldout"],
+            "validation": [
+                *write,
+                f"out={out / 'data/shapes/validation'}",
+                "num_images=512",
+                "seed=1",
+                "split=heldout",
+            ],
         },
         scored=True,
     )

@@ -36,12 +36,20 @@ def draw_figures(recipe: Recipe) -> None:
     growing(pipeline, [captions[i] for i in few], list(few), recipe.out / "scales.png")
     curves(
         recipe.tokenizer_run / "metrics.csv",
-        {"pixel loss": ["train/l1", "train/l2"], "validation PSNR (dB)": ["val/psnr"], "codebook usage": ["val/usage/*"]},
+        {
+            "pixel loss": ["train/l1", "train/l2"],
+            "validation PSNR (dB)": ["val/psnr"],
+            "codebook usage": ["val/usage/*"],
+        },
         recipe.out / "tokenizer_curves.png",
     )
     curves(
         recipe.generator_run / "metrics.csv",
-        {"loss": ["train/loss", "val/loss"], "loss by scale": ["train/loss/*"], "accuracy by scale": ["train/accuracy/*"]},
+        {
+            "loss": ["train/loss", "val/loss"],
+            "loss by scale": ["train/loss/*"],
+            "accuracy by scale": ["train/accuracy/*"],
+        },
         recipe.out / "generator_curves.png",
     )
 

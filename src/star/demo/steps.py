@@ -90,7 +90,13 @@ class Steps:
         except BaseException:
             self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=False)
             raise
-        self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=True, peak_memory_gib=peak_memory())
+        self._note(
+            step.name,
+            fingerprint=mark,
+            seconds=spent + time.monotonic() - start,
+            finished=True,
+            peak_memory_gib=peak_memory(),
+        )
 
     def _note(self, name: str, **facts: Any) -> None:
         self.done[name] = facts

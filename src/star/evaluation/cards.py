@@ -19,8 +19,22 @@ from star.evaluation.pictures import Picture
 from star.utils.files import write_atomically
 
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "open_clip_torch", "timm")
-# Where files lie and how they are read changes no number.
-LOCAL = {"root", "weights", "verify_hash", "folder", "file", "results", "cache", "batch", "threads", "_partial_"}
+# Where files lie changes no number; other features, weights or references are deviations of their own.
+LOCAL = {
+    "root",
+    "weights",
+    "given",
+    "verify_hash",
+    "results",
+    "answers",
+    "cache",
+    "source",
+    "shards",
+    "choice",
+    "device",
+    "export",
+}
+LOCAL |= {"needed_by", "hint", "_partial_"}
 
 
 @dataclass
@@ -28,7 +42,7 @@ class Result:
     """What a metric found.
 
     Attributes:
-        value: the number that stands for the metric.
+        value: the number that stands for the metric; None when it only exported pictures for another program to score.
         label: what exactly was computed: `fid/pytorch_fid@256`.
         count: pictures (or pairs, or runs) behind it.
         interval: 95 %, where it makes sense.
@@ -39,7 +53,7 @@ class Result:
 
     """
 
-    value: float
+    value: float | None
     label: str
     count: int
     interval: Sequence[float] | None = None
@@ -67,7 +81,9 @@ def frozen_protocols() -> dict[str, str]:
     return dict(json.loads(text))
 
 
-def make_card(name: str, item: Mapping[str, Any], result: Result, *, shared: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def make_card(
+    name: str, item: Mapping[str, Any], result: Result, *, shared: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
     """The card of a result, as `card.json` holds it.
 
     Args:
@@ -84,7 +100,7 @@ def make_card(name: str, item: Mapping[str, Any], result: Result, *, shared: Map
         deviations.insert(0, f"settings differ from the protocol {name} (hash {digest})")
     return {
         "metric": name,
-        "status": "done",
+        "status": "done" if result.value is not None else "exported",
         "value": result.value,
         "interval": None if result.interval is None else list(result.interval),
         "label": result.label,
@@ -109,13 +125,14 @@ def missing_card(name: str, item: Mapping[str, Any], messages: Sequence[str]) ->
 
 def library_versions() -> dict[str, str]:
     """Installed versions of what decides numbers."""
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = "absent"
-    return versions
+    return {"python": platform.python_version(), **{library: _version(library) for library in LIBRARIES}}
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def hardware(device: str) -> dict[str, Any]:

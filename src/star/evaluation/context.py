@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from star.checkpoints import io
+from star.checkpoints.fingerprint import fingerprint
 from star.drawing import device_of, draw, merge_preset, open_pipeline, resolve_sampling
 from star.evaluation.pictures import Picture, match
-from star.evaluation.prompts import PromptSet
+from star.evaluation.prompts import PromptFile, PromptSet, PromptSource
 from star.evaluation.ranks import Ranks
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
-from star.pipeline import STARPipeline, fingerprint
+from star.pipeline import PRECISIONS, STARPipeline
 from star.sampling.decoder import ScaleWiseDecoder
 from star.schedule import ScaleSchedule
 from star.utils.instantiate import instantiate_trusted
@@ -47,6 +48,22 @@ class Drawn:
         return {"pictures": str(self.folder), "sampling": self.sampling}
 
 
+@dataclass(frozen=True)
+class Followed:
+    """The metric whose pictures others score, too.
+
+    Attributes:
+        prompts: what it draws.
+        sampling: its preset.
+        dataset: has the real pictures of its prompts; None when nobody has.
+
+    """
+
+    prompts: PromptSource
+    sampling: Mapping[str, Any] | None = None
+    dataset: Any | None = None
+
+
 class Context:
     """The model and its pictures, opened when first needed.
 
@@ -60,7 +77,20 @@ class Context:
         self.config = config
         self.ranks = ranks or Ranks()
         self.device = device_of(config)
+        self.followed: Followed | None = None
         self._drawn: dict[str, Drawn] = {}
+
+    def follow(self, items: Iterable[Any]) -> None:
+        """Let metrics without prompts of their own score the pictures of the first that has some."""
+        leader = next((item for item in items if getattr(item, "prompts", None) is not None), None)
+        if leader is not None:
+            reference = getattr(leader, "reference", None)
+            self.followed = Followed(leader.prompts, leader.sampling, getattr(reference, "dataset", None))
+
+    @property
+    def prompt_file(self) -> PromptFile | None:
+        """The file `prompts=`."""
+        return None if self.config["prompts"] is None else PromptFile(self.config["prompts"], self.config["num_images"])
 
     @property
     def images(self) -> Path | None:
@@ -78,7 +108,9 @@ class Context:
             if not self.images.is_dir():
                 yield f"images={self.images} is no folder"
         else:
-            yield from self.missing_checkpoint(f"{what}, or images=DIR to score pictures that are there already", "generator")
+            yield from self.missing_checkpoint(
+                f"{what}, or images=DIR to score pictures that are there already", "generator"
+            )
 
     def missing_checkpoint(self, what: str, *tasks: str) -> Iterator[str]:
         """Why there is no model: no `ckpt`, or one that can't be used for this."""
@@ -107,6 +139,12 @@ class Context:
     def pipeline(self) -> STARPipeline:
         """The generator, on its device."""
         return self._opened[0]
+
+    def autocast(self) -> torch.autocast:
+        """What `precision=` means for a forward pass."""
+        precision = self.config["precision"]
+        kind = PRECISIONS[precision] if precision != "fp32" else torch.bfloat16
+        return torch.autocast(torch.device(self.device).type, dtype=kind, enabled=precision != "fp32")
 
     @cached_property
     def tokenizer(self) -> tuple[MultiScaleTokenizer, ScaleSchedule]:
@@ -168,4 +206,3 @@ class Context:
             pictures = [Picture(str(folder / request.file), request.metadata) for request in requests]
             self._drawn[name] = Drawn(folder, pictures, settings["sampling"])
         return self._drawn[name]
-

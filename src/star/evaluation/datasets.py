@@ -48,6 +48,57 @@ class DatasetFolder:
         )
 
 
+class COCO(DatasetFolder):
+    """30,000 captions of COCO's validation pictures of 2014, each of another picture.
+
+    Args:
+        root: the folder with `annotations/captions_val2014.json` and `val2014/`.
+        num_prompts: how many; drawn with a fixed seed from the first caption of every picture.
+        seed: of the noise the pictures are drawn from.
+
+    """
+
+    source = "https://cocodataset.org (val2014.zip and annotations_trainval2014.zip, unpacked)"
+
+    def __init__(self, root: str | Path | None = None, *, num_prompts: int = 30_000, seed: int = 0) -> None:
+        super().__init__(root, name="coco", key="paths.coco")
+        self.num_prompts = num_prompts
+        self.seed = seed
+
+    def iterate_missing(self) -> Iterator[str]:
+        """The captions."""
+        if not self._captions.is_file():
+            yield self.message("COCO's annotations/captions_val2014.json", self.source)
+
+    def reference_missing(self) -> Iterator[str]:
+        """The pictures."""
+        if not (self.root / "val2014").is_dir():
+            yield self.message("COCO's pictures val2014/", self.source)
+
+    def load(self) -> PromptSet:
+        """The captions, sorted by picture."""
+        if not self._captions.is_file():
+            raise FileNotFoundError(next(self.iterate_missing()))
+        content = json.loads(self._captions.read_text(encoding="utf-8"))
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        first: dict[int, str] = {}
+        for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
+            first.setdefault(entry["image_id"], entry["caption"].strip())
+        ids = sorted(first)
+        chosen = sorted(random.Random(0).sample(ids, min(self.num_prompts, len(ids))))
+        records = [{"prompt": first[key], "index": i, "picture": names[key]} for i, key in enumerate(chosen)]
+        return PromptSet("coco", tuple(records), seed=self.seed)
+
+    def reference(self) -> Iterator[Picture]:
+        """The real pictures of the same captions."""
+        for record in self.load().records:
+            yield Picture(str(self.root / "val2014" / record["picture"]), record)
+
+    @property
+    def _captions(self) -> Path:
+        return self.root / "annotations" / "captions_val2014.json"
+
+
 class MJHQ(DatasetFolder):
     """MJHQ-30K: 30,000 prompts in ten categories, one real picture each (Playground v2).
 
@@ -113,7 +164,7 @@ class MJHQ(DatasetFolder):
         chosen: list[str] = []
         for name in MJHQ_CATEGORIES:
             ids = sorted(key for key, entry in entries.items() if entry["category"] == name)
-            chosen += random.Random(42).sample(ids, min(self.per_category or len(ids), len(ids)))  # noqa: S311
+            chosen += random.Random(42).sample(ids, min(self.per_category or len(ids), len(ids)))
         return chosen
 
     def _record(self, index: int, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:

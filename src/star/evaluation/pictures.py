@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from star.drawing import Request
+from star.metrics.json_lines import read_json_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 THREADS = 2
@@ -70,7 +70,9 @@ def list_pictures(folder: Path, *, only: str | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    files = sorted(
+        file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
     if not files:
         raise ValueError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
     if only is not None:
@@ -82,14 +84,17 @@ def list_pictures(folder: Path, *, only: str | None = None) -> list[Path]:
 def check_kind(file: Path, only: str) -> None:
     """Raise a ValueError that names the file unless its suffix is `only` (a lossy copy isn't what was drawn)."""
     if file.suffix.lower() != f".{only}":
-        raise ValueError(f"{file} is a {file.suffix.lstrip('.').upper()} file, the protocol asks for {only.upper()}: lossy copies score differently")
+        raise ValueError(
+            f"{file} is a {file.suffix.lstrip('.').upper()} file, the protocol asks for {only.upper()}: "
+            "lossy copies score differently"
+        )
 
 
 def match(folder: Path, requests: Sequence[Request], *, only: str | None = "png") -> list[Picture]:
     """The pictures of a folder that somebody else filled, one per request.
 
-    An `index.jsonl` in the folder (file, prompt) is followed; else files have the requests' names, or those of GenEval's
-    folders, or there are exactly as many as requests and their sorted order is that of the prompts.
+    An `index.jsonl` in the folder (file, prompt) is followed; else files have the requests' names, or those of
+    GenEval's folders, or there are exactly as many as requests and their sorted order is that of the prompts.
 
     Raises:
         FileNotFoundError: when there is no such folder.
@@ -112,8 +117,8 @@ def match(folder: Path, requests: Sequence[Request], *, only: str | None = "png"
             raise ValueError(f"{folder} holds {present} of the {len(requests)} pictures: {folder / missing} is missing")
     if len(files) != len(requests):
         raise ValueError(
-            f"{folder} holds {len(files)} pictures, the prompts ask for {len(requests)}: name them like {requests[0].file} "
-            "or list them in an index.jsonl (file, prompt)"
+            f"{folder} holds {len(files)} pictures, the prompts ask for {len(requests)}: "
+            f"name them like {requests[0].file} or list them in an index.jsonl (file, prompt)"
         )
     return [Picture(str(file), request.metadata) for file, request in zip(files, requests, strict=True)]
 
@@ -133,14 +138,11 @@ def read_index(index: Path) -> list[dict[str, Any]]:
         ValueError: for a line that isn't such a record.
 
     """
-    rows = []
-    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows.append({**row, "file": str(row["file"]), "prompt": str(row["prompt"])})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f'{index}, line {number}, is no JSON object with "file" and "prompt": {error}') from error
-    return rows
+    return read_json_lines(index, _indexed, what='JSON object with "file" and "prompt"')
+
+
+def _indexed(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "file": str(row["file"]), "prompt": str(row["prompt"])}
 
 
 def _by_index(index: Path, requests: Sequence[Request]) -> list[Picture]:
@@ -160,7 +162,11 @@ Prepare = Callable[[Image.Image], Image.Image]
 
 
 def batches(
-    pictures: Iterator[Picture] | Sequence[Picture], size: int, *, prepare: Prepare | None = None, threads: int = THREADS
+    pictures: Iterator[Picture] | Sequence[Picture],
+    size: int,
+    *,
+    prepare: Prepare | None = None,
+    threads: int = THREADS,
 ) -> Iterator[tuple[Tensor, list[Mapping[str, Any]]]]:
     """Read pictures ahead of their use, in order.
 

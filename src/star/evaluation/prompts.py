@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from star.drawing import Request
+from star.sampling.prompts import read_prompts
 from star.utils.seed import derive
 
 Record = Mapping[str, Any]
@@ -45,7 +46,9 @@ class PromptSet:
     def __post_init__(self) -> None:
         """Check."""
         if not self.records or self.num_images < 1:
-            raise ValueError(f"{self.name}: at least one prompt and one image each, got {len(self.records)} and {self.num_images}")
+            raise ValueError(
+                f"{self.name}: at least one prompt and one image each, got {len(self.records)} and {self.num_images}"
+            )
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {self.layout!r}")
 
@@ -53,13 +56,23 @@ class PromptSet:
         """How many pictures."""
         return len(self.records) * self.num_images
 
+    def iterate_missing(self) -> Iterator[str]:
+        """Nothing: a set is a source of itself."""
+        return iter(())
+
+    def load(self) -> PromptSet:
+        """The set itself."""
+        return self
+
     def requests(self) -> list[Request]:
-        """Every picture: prompt, seed, file; its metadata is the prompt's record and its number `image`."""
-        requests = []
+        """Every picture; its metadata is the prompt's record with its number `image`, its `file` and its `place`."""
+        requests: list[Request] = []
         for record in self.records:
             first = self.seed if self.same_seed else derive(self.seed, record["index"]) % 2**SEED_BITS
             for j in range(self.num_images):
-                requests.append(Request(record["prompt"], first + j, self._file(record, j), {**record, "image": j}))
+                file = self._file(record, j)
+                metadata = {**record, "image": j, "file": file, "place": len(requests)}
+                requests.append(Request(record["prompt"], first + j, file, metadata))
         return requests
 
     def fingerprint(self) -> str:
@@ -73,6 +86,34 @@ class PromptSet:
         if self.layout == "named":
             return f"{record['stem']}.png" if self.num_images == 1 else f"{record['stem']}_{j}.png"
         return f"{record['index'] * self.num_images + j:05d}.png"
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """Captions of a file, as sample.py reads them: one a line, or JSON lines with a `prompt`.
+
+    Attributes:
+        file: the path.
+        num_images: pictures per caption.
+        seed: of the noise.
+
+    """
+
+    file: str
+    num_images: int = 1
+    seed: int = 0
+
+    def iterate_missing(self) -> Iterator[str]:
+        """The file, if it can't be read."""
+        try:
+            read_prompts(self.file)
+        except (OSError, ValueError) as error:
+            yield str(error)
+
+    def load(self) -> PromptSet:
+        """Its prompts."""
+        records = tuple({**record, "index": i} for i, record in enumerate(read_prompts(self.file)))
+        return PromptSet("prompts", records, num_images=self.num_images, seed=self.seed)
 
 
 class PromptSource(Protocol):

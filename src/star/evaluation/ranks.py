@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,17 @@ class Ranks:
             if device.startswith("cuda"):
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        if distributed.get_rank() > 0:
+            logging.getLogger().setLevel(logging.WARNING)  # one voice is enough
         return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on all."""
+        if self.world == 1:
+            return value
+        held = [value]
+        distributed.broadcast_object_list(held)
+        return held[0]
 
     def share(self, everything: Sequence[T]) -> Sequence[T]:
         """This process's part: every `world`-th, an exact partition without padding."""

@@ -17,9 +17,11 @@ Card = Mapping[str, Any]
 _SHOWN_SIDE = 192
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: .7rem 0 } td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top }
+table { border-collapse: collapse; margin: .7rem 0 }
+td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top }
 th { font-weight: 600; color: #555 } .value { font-size: 1.7rem; font-weight: 650 } .warn { color: #a33 }
-.grid { display: flex; flex-wrap: wrap; gap: .7rem } figure { margin: 0; width: 8.5rem } figcaption { font-size: .75rem; color: #555 }
+.grid { display: flex; flex-wrap: wrap; gap: .7rem } figure { margin: 0; width: 8.5rem }
+figcaption { font-size: .75rem; color: #555 }
 img { width: 8.5rem; image-rendering: pixelated } details { margin: .4rem 0 } code { font-size: .85em }
 .bar { background: #6b8fb8; height: .8rem; display: inline-block }
 """
@@ -42,12 +44,12 @@ def as_text(card: Card) -> str:
 def rows(card: Card) -> Iterator[tuple[str, str]]:
     """What a card says, most important first: (name, value) in words."""
     yield "metric", str(card["metric"])
-    if card["status"] != "done":
+    if card["status"] == "missing":
         yield "status", f"not computed: {' | '.join(card['missing'])}"
         return
     low_high = card.get("interval")
     bounds = f"  (95 %: {low_high[0]:.4g} to {low_high[1]:.4g})" if low_high else ""
-    yield card["label"], f"{card['value']:.6g}{bounds}"
+    yield card["label"], f"{_value(card)}{bounds}"
     for deviation in card["deviations"]:
         yield "not the standard number", deviation
     yield from _flat(card["results"])
@@ -61,12 +63,18 @@ def rows(card: Card) -> Iterator[tuple[str, str]]:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if name == "_target_":
+            yield prefix.rstrip("."), str(value).rpartition(".")[2]
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
             yield f"{prefix}{name}", " ".join(_number(part) for part in value)
-        elif value is not None:
+        elif value is not None and name != "_partial_":
             yield f"{prefix}{name}", _number(value)
+
+
+def _value(card: Card) -> str:
+    return "exported, not scored" if card["value"] is None else f"{card['value']:.6g}"
 
 
 def _number(value: Any) -> str:
@@ -75,12 +83,12 @@ def _number(value: Any) -> str:
 
 def _section(card: Card, result: Result | None) -> str:
     title = f"<h2>{html.escape(str(card['metric']))}</h2>"
-    if card["status"] != "done":
+    if card["status"] == "missing":
         lines = "".join(f"<li>{html.escape(line)}" for line in card["missing"])
         return f"{title}<p class=warn>Not computed; missing:<ul>{lines}</ul>"
     low_high = card.get("interval")
     bounds = f" <small>95 %: {low_high[0]:.4g} to {low_high[1]:.4g}</small>" if low_high else ""
-    value = f"<p><span class=value>{card['value']:.5g}</span> <code>{html.escape(card['label'])}</code>{bounds}"
+    value = f"<p><span class=value>{_value(card)}</span> <code>{html.escape(card['label'])}</code>{bounds}"
     warnings = "".join(f"<p class=warn>Not the standard number: {html.escape(line)}" for line in card["deviations"])
     cells = "".join(f"<tr><th>{html.escape(name)}<td>{html.escape(text)}" for name, text in rows(card))
     pictures = _grid(result.pictures) if result else ""
@@ -95,7 +103,8 @@ def _bars(results: Mapping[str, Any]) -> str:
         parts = {name: value for name, value in (results.get(group) or {}).items() if isinstance(value, int | float)}
         most = max(parts.values(), default=0) or 1
         lines = (
-            f"<tr><th>{html.escape(name)}<td>{value:.4g}<td><span class=bar style='width:{12 * value / most:.2f}rem'></span>"
+            f"<tr><th>{html.escape(name)}<td>{value:.4g}"
+            f"<td><span class=bar style='width:{12 * value / most:.2f}rem'></span>"
             for name, value in parts.items()
         )
         text += f"<table>{''.join(lines)}</table>" if parts else ""
@@ -104,7 +113,8 @@ def _bars(results: Mapping[str, Any]) -> str:
 
 def _grid(pictures: Sequence[tuple[Picture, str]]) -> str:
     figures = (
-        f"<figure><img src='data:image/png;base64,{_encode(picture)}'><figcaption>{html.escape(caption)}</figcaption></figure>"
+        f"<figure><img src='data:image/png;base64,{_encode(picture)}'>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for picture, caption in pictures
     )
     return f"<div class=grid>{''.join(figures)}</div>" if pictures else ""

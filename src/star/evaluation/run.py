@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from star.drawing import device_of
 from star.evaluation.cards import Result, make_card, missing_card, write_json
 from star.evaluation.context import Context
 from star.evaluation.items import Item
@@ -36,9 +37,12 @@ def evaluate(config: Mapping[str, Any]) -> float | None:
     configs: dict[str, Any] = config["metric"]["items"]
     if not configs:
         raise ValueError("choose what to measure: metric=shapes, metric=[fid_mjhq,clip_score], ...; see --help")
-    context = Context(config, Ranks.start(config["device"]))
+    ranks = Ranks.start(device_of(config))
+    config = ranks.agree(config)  # `out` may be named after the moment
+    context = Context(config, ranks)
     try:
-        items: dict[str, Item] = {name: instantiate(item) for name, item in configs.items()}
+        items: dict[str, Item] = {name: build(item) for name, item in configs.items()}
+        context.follow(items.values())
         missing = {name: list(dict.fromkeys(item.missing(context))) for name, item in items.items()}
         report_missing(missing, config)
         if config["check"]:
@@ -48,9 +52,17 @@ def evaluate(config: Mapping[str, Any]) -> float | None:
         if context.ranks.rank == 0:
             write(Path(config["out"]), cards, results)
         values = [card["value"] for card in cards.values() if card["status"] == "done"]
-        return float(values[0])
+        return float(values[0]) if values else None
     finally:
         context.ranks.stop()
+
+
+def build(config: Mapping[str, Any]) -> Item:
+    """An item; its `sampling` stays in words, since a decoder is built only when the model is there."""
+    item: Item = instantiate({name: value for name, value in config.items() if name != "sampling"})
+    if config.get("sampling") is not None:
+        item.sampling = config["sampling"]
+    return item
 
 
 def report_missing(missing: Mapping[str, list[str]], config: Mapping[str, Any]) -> None:
@@ -58,7 +70,9 @@ def report_missing(missing: Mapping[str, list[str]], config: Mapping[str, Any]) 
     lacking = {name: messages for name, messages in missing.items() if messages}
     if not lacking:
         return
-    text = "\n".join(f"metric={name} can't run:\n" + "\n".join(f"  - {line}" for line in lines) for name, lines in lacking.items())
+    text = "\n".join(
+        f"metric={name} can't run:\n" + "\n".join(f"  - {line}" for line in lines) for name, lines in lacking.items()
+    )
     if config["check"] or config["on_missing"] == "error" or len(lacking) == len(missing):
         raise MissingAssetError(text)
     log.error("%s\nleft out (on_missing=error would stop here)", text)

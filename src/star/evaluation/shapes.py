@@ -87,7 +87,7 @@ class ShapesItem:
         results |= self._bounds(context)
         log.info("shapes: %.3f (colours never seen %.3f)", results["value"], results["tasks"]["colors"])
         return Result(
-            value=results["value"],
+            value=results.pop("value"),
             label=f"shapes/{self.num_images}x{len(self.suite)}",
             count=len(main),
             interval=_interval(main),

@@ -51,14 +51,20 @@ class RealPictures:
         data = context.checkpoint_config.get("data") or {}
         sources = {name: source for name, source in (data.get("validation_sources") or {}).items() if source}
         if not sources:
-            raise ValueError("no held-out pictures: the checkpoint's training had no validation shards; set shards=ADDRESS")
+            raise ValueError(
+                "no held-out pictures: the checkpoint's training had no validation shards; set shards=ADDRESS"
+            )
         found = {}
         for name, source in sources.items():
             urls = [source["urls"]] if isinstance(source["urls"], str) else list(source["urls"])
             # an address may be a command (pipe:...): a checkpoint that came from somebody else must not choose it
             if not all(_PLAIN_PATH.match(url) for url in urls):
-                raise ValueError(f"the checkpoint's validation shards are not local paths ({urls[0]!r}): set shards=ADDRESS")
-            found[str(name)] = {key: source[key] for key in ("urls", "captions", "weight") if source.get(key) is not None}
+                raise ValueError(
+                    f"the checkpoint's validation shards are not local paths ({urls[0]!r}): set shards=ADDRESS"
+                )
+            found[str(name)] = {
+                key: source[key] for key in ("urls", "captions", "weight") if source.get(key) is not None
+            }
         return found
 
     def batches(self, context: Context, resolution: tuple[int, int]) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from star.evaluation.cards import Result
 from star.evaluation.context import Context
-from star.evaluation.pictures import Picture
 from star.evaluation.shards import RealPictures
 from star.metrics.fid import FrechetDistance
 from star.metrics.reconstruction import CodebookUse, Reconstruction
@@ -76,7 +75,10 @@ class ReconstructionItem:
         results = quality.compute() | {"codebook": codebook.compute()}
         for name, part in (("rfid", self.fid), ("lpips", self.lpips)):
             results |= {} if part is None else {name: part.compute()["value"]}
-        facts = {"source": f"suite {self.suite}" if self.suite else self.real.describe(context), "scales": str(schedule)}
+        facts = {
+            "source": f"suite {self.suite}" if self.suite else self.real.describe(context),
+            "scales": str(schedule),
+        }
         for part in parts:
             facts |= part.facts()
         return Result(
@@ -102,7 +104,9 @@ class ReconstructionItem:
                 yield batch.images.add(1).div(2)
             return
         waiting: list[Tensor] = []
-        for images, record in render_suite(load_suite(self.suite), num_images=self.num_images, size=side[0], seed=self.seed):
+        for images, record in render_suite(
+            load_suite(self.suite), num_images=self.num_images, size=side[0], seed=self.seed
+        ):
             if record["index"] % context.ranks.world == context.ranks.rank:
                 waiting.append(images)
             if len(waiting) * self.num_images >= context.batch:
@@ -110,5 +114,3 @@ class ReconstructionItem:
                 waiting = []
         if waiting:
             yield torch.cat(waiting)
-
-

@@ -27,7 +27,12 @@ class EffNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, 320) or (B, 1280)."""
-        names = ["conv_stem", "bn1", "blocks", *(["conv_head", "bn2"] if self.head else [])]  # bn1 and bn2 end in a ReLU6
+        names = [
+            "conv_stem",
+            "bn1",
+            "blocks",
+            *(["conv_head", "bn2"] if self.head else []),
+        ]  # bn1 and bn2 end in a ReLU6
         for name in names:
             x = self.network.get_submodule(name)(x)
         return x.mean((2, 3))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ INCEPTION_MODES: dict[str, Callable[[Tensor], Tensor]] = {
     "torch_fidelity": resize.torch_fidelity,
     "cleanfid": resize.cleanfid,
 }
+CLIP_MODELS = {"clip_vit_l_14_336": "ViT-L-14-336-quickgelu"}
 EFFNET_OUTPUTS = {"effnet_lite0_b320@128": 320, "effnet_lite0_h1280@128": 1280}
-CHOICES = (*INCEPTION_MODES, *EFFNET_OUTPUTS)
+CHOICES = (*INCEPTION_MODES, *EFFNET_OUTPUTS, *CLIP_MODELS)
 OFFLINE = "effnet_lite0_b320@128"
 
 
@@ -39,6 +40,7 @@ class FeatureNetwork(nn.Module):
         self.name = name
         self.width = width
         self.file = file
+        self.protocol: str | None = None
         # in a tuple, so that the network is no part of any state_dict
         self._loaded: tuple[nn.Module, ...] = ()
 
@@ -71,6 +73,15 @@ class FeatureNetwork(nn.Module):
     def iterate_missing(self) -> Iterator[str]:
         """What is said about weights that aren't there."""
         return self.file.iterate_missing()
+
+    def deviations(self) -> list[str]:
+        """In what these aren't the features that the protocol asks for, with the weights that were published."""
+        found = []
+        if self.protocol is not None and self.name != self.protocol:
+            found.append(f"{self.name} features instead of {self.protocol}")
+        if not self.file.verified(self.file.path()):
+            found.append(f"{self.file.path().name} is not the published file {self.file.facts.files[0]}")
+        return found
 
     def facts(self) -> dict[str, Any]:
         """For the card: name, width, and the weights' hash."""
@@ -147,6 +158,28 @@ class EffNetFeatures(FeatureNetwork):
         return scaled.contiguous(memory_format=torch.channels_last)
 
 
+class ClipFeatures(FeatureNetwork):
+    """A CLIP's projected picture embeddings: cropped to a square first, then resized (CMMD).
+
+    Args:
+        name: of the asset, `clip_vit_l_14_336`.
+        file: the weights.
+        architecture: open_clip's name or settings.
+
+    """
+
+    def __init__(self, name: str, file: AssetFile, architecture: str | Mapping[str, Any] | None = None) -> None:
+        from star.metrics.clip import ClipModel
+
+        model = ClipModel(architecture or CLIP_MODELS[name], file, preprocessing="square")
+        super().__init__(name, model.width, file)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings (B, width), float64, of pictures (B, 3, H, W) in [0, 1]."""
+        return self.model.embed_images(images)
+
+
 def choose(
     protocol: str,
     *,
@@ -171,8 +204,14 @@ def choose(
     name = choice or protocol
     if name not in CHOICES:
         raise ValueError(f"metric.features is one of {', '.join(CHOICES)}, got {name!r}")
-    asset = "inception_fid" if name in INCEPTION_MODES else "efficientnet_lite0"
-    hint = f"A substitute that a Python package ships: metric.features={OFFLINE}" if name in INCEPTION_MODES else ""
-    what = f"{needed_by} ({'Inception' if name in INCEPTION_MODES else 'EfficientNet'} features)"
-    file = AssetFile(asset, weights, verify_hash, needed_by=what, hint=hint)
-    return InceptionFeatures(name, file) if name in INCEPTION_MODES else EffNetFeatures(name, file)
+    kinds = {**dict.fromkeys(INCEPTION_MODES, "inception_fid"), **dict.fromkeys(EFFNET_OUTPUTS, "efficientnet_lite0")}
+    asset = kinds.get(name, name)
+    substitute = name not in EFFNET_OUTPUTS
+    hint = f"A substitute that a Python package ships: metric.features={OFFLINE}" if substitute else ""
+    file = AssetFile(asset, weights, verify_hash, needed_by=f"{needed_by} ({name} features)", hint=hint)
+    if name in CLIP_MODELS:
+        network: FeatureNetwork = ClipFeatures(name, file)
+    else:
+        network = InceptionFeatures(name, file) if name in INCEPTION_MODES else EffNetFeatures(name, file)
+    network.protocol = protocol
+    return network

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -31,6 +32,12 @@ class FrechetDistance(Metric):
     full_state_update = False
     higher_is_better = False
     is_differentiable = False
+    images_count: Tensor
+    images_sum: Tensor
+    images_outer: Tensor
+    reference_count: Tensor
+    reference_sum: Tensor
+    reference_outer: Tensor
 
     def __init__(self, *, features: FeatureNetwork, categories: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -40,8 +47,11 @@ class FrechetDistance(Metric):
         for name in ("images", "reference"):
             self.add_state(f"{name}_count", torch.zeros(groups, dtype=torch.long), dist_reduce_fx="sum")
             self.add_state(f"{name}_sum", torch.zeros(groups, width, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{name}_outer", torch.zeros(groups, width, width, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(
+                f"{name}_outer", torch.zeros(groups, width, width, dtype=torch.float64), dist_reduce_fx="sum"
+            )
         self._known: dict[int | None, Moments] = {}
+        self._known_count: int | None = None
 
     def update(self, images: Tensor, prompts: Prompts) -> None:
         """Add scored pictures (B, 3, H, W) in [0, 1]."""
@@ -49,7 +59,6 @@ class FrechetDistance(Metric):
 
     def update_reference(self, images: Tensor, prompts: Prompts) -> None:
         """Add real pictures (B, 3, H, W) in [0, 1]."""
-        self._update_count = max(self._update_count, 1)  # torchmetrics counts `update` alone
         self._add("reference", images, prompts)
 
     def update_features(self, name: str, features: Tensor, groups: Tensor | None = None) -> None:
@@ -112,7 +121,7 @@ class FrechetDistance(Metric):
         result: dict[str, Any] = {
             "value": frechet_distance(self.moments("images"), self.moments("reference")),
             "num_images": count,
-            "num_reference": None if self._known else int(self.reference_count.sum()),
+            "num_reference": self._known_count if self._known else int(self.reference_count.sum()),
         }
         if self.categories:
             result["categories"] = {
@@ -121,6 +130,47 @@ class FrechetDistance(Metric):
                 if int(self.images_count[i]) > 1 and (i in self._known or int(self.reference_count[i]) > 1)
             }
         return result
+
+    @property
+    def label(self) -> str:
+        """What exactly the distance is."""
+        return f"fid/{self.features.name}"
+
+    def deviations(self) -> list[str]:
+        """In what the features aren't the protocol's."""
+        return self.features.deviations()
+
+    def reference_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """`mu`, `sigma` (as pytorch-fid names them) and `n` of the reference, and `mu/NAME` ... of every category."""
+        groups: dict[str, int | None] = {"": None, **{f"/{name}": i for i, name in enumerate(self.categories)}}
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for suffix, group in groups.items():
+            rows = slice(None) if group is None else slice(group, group + 1)
+            count = int(self.reference_count[rows].sum())
+            if count > 1:
+                mean, covariance = self.moments("reference", group)
+                arrays |= {f"mu{suffix}": mean.cpu().numpy(), f"sigma{suffix}": covariance.cpu().numpy()}
+                arrays[f"n{suffix}"] = np.array(count)
+        return arrays
+
+    def set_reference_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Use statistics as `reference_arrays` or pytorch-fid saved them.
+
+        Raises:
+            ValueError: without `mu` and `sigma`, or of another width.
+
+        """
+        if "mu" not in arrays or "sigma" not in arrays:
+            raise ValueError(f"reference statistics need the arrays mu and sigma, got {', '.join(arrays) or 'none'}")
+        groups: dict[int | None, str] = {None: "", **{i: f"/{name}" for i, name in enumerate(self.categories)}}
+        there = {group: suffix for group, suffix in groups.items() if f"mu{suffix}" in arrays}
+        self.set_reference(
+            {
+                group: (torch.from_numpy(arrays[f"mu{s}"]), torch.from_numpy(arrays[f"sigma{s}"]))
+                for group, s in there.items()
+            }
+        )
+        self._known_count = int(arrays["n"]) if "n" in arrays else None
 
     def iterate_missing(self) -> Iterator[str]:
         """What the feature network lacks."""

@@ -148,11 +148,11 @@ class Inception(nn.Module):
         self.Mixed_6a = Branches(288, chains, pool="shrink")
         self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(_sevens, (128, 160, 160, 192))
         seven = (_conv("branch7x7x3_1", 192), _conv("branch7x7x3_2", 192, (1, 7)), _conv("branch7x7x3_3", 192, (7, 1)))
-        chains = (
+        turned = (
             (_conv("branch3x3_1", 192), _conv("branch3x3_2", 320, 3, stride=2, padding=False)),
             (*seven, _conv("branch7x7x3_4", 192, 3, stride=2, padding=False)),
         )
-        self.Mixed_7a = Branches(768, chains, pool="shrink")
+        self.Mixed_7a = Branches(768, turned, pool="shrink")
         # TensorFlow's last block takes the maximum where the one before averages
         self.Mixed_7b, self.Mixed_7c = _threes(1280, "average"), _threes(2048, "max")
         self.fc = nn.Linear(2048, 1008)

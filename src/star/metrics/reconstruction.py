@@ -40,7 +40,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
     def average(x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)[:, None]
-        return F.conv2d(F.conv2d(flat, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1)).unflatten(0, x.shape[:2])
+        smooth = F.conv2d(F.conv2d(flat, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
+        return smooth[:, 0].unflatten(0, x.shape[:2])  # (B, 3, H - 10, W - 10)
 
     x, y = images.double(), reference.double()
     mean_x, mean_y = average(x), average(y)
@@ -68,7 +69,9 @@ class Reconstruction(Metric):
         """Compare reconstructions (B, 3, H, W) in [0, 1] with the pictures they were made from; B may be 0."""
         check(images)
         if images.shape != reference.shape:
-            raise ValueError(f"reconstructions {tuple(images.shape)} and pictures {tuple(reference.shape)} differ in shape")
+            raise ValueError(
+                f"reconstructions {tuple(images.shape)} and pictures {tuple(reference.shape)} differ in shape"
+            )
         empty = torch.zeros(0, dtype=torch.float64)
         self.psnrs.append(psnr(images, reference).to(self.device) if len(images) else empty)
         self.ssims.append(ssim(images, reference).to(self.device) if len(images) else empty)
@@ -139,6 +142,6 @@ def usage(counts: Tensor, margin: float = 0.0) -> float:
 
 
 def perplexity(counts: Tensor) -> float:
-    """exp of the entropy of codes counted (V,): how many equally likely codes would be as varied."""
+    """Exp of the entropy of codes counted (V,): how many equally likely codes would be as varied."""
     shares = counts.double() / counts.sum().clamp_min(1)
     return float(torch.exp(-torch.xlogy(shares, shares).sum()))

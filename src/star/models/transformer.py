@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from star.nn.block import NORM_EPS, Block
 from star.nn.cache import KVCache
-from star.nn.init import init_weights, shrink_residuals
+from star.nn.init import calm_modulations, init_weights, shrink_residuals
 from star.nn.masks import ScaleMask, Visibility
 from star.nn.position import AbsolutePosition, Rotary2D, Rotation
 from star.schedule import ScaleSchedule
@@ -58,7 +58,8 @@ class STARTransformer(nn.Module):
         num_heads: heads per attention; published sizes have `depth` of 64 channels.
         codebook_size: `V`.
         code_width: `D`, channels of a code.
-        pooled_width: channels of the pooled text; equal to `width` and not projected when `adaptive_norm` is used (VAR).
+        pooled_width: channels of the pooled text; equal to `width` and not projected when `adaptive_norm` is used
+            (VAR).
         context_width: channels of the text's hidden states; None for a model without cross-attention.
         num_levels: how many level embeddings; at least as many as the longest schedule has scales.
         first_length: tokens of the first scale (1 for every published schedule).
@@ -98,7 +99,8 @@ class STARTransformer(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if adaptive_norm != "none" and pooled_width != width:
+        adaptive = adaptive_norm != "none"
+        if adaptive and pooled_width != width:
             raise ValueError(
                 f"adaptive norms take the pooled vector as it is: pooled_width {pooled_width} must be the width {width}"
             )
@@ -106,7 +108,7 @@ class STARTransformer(nn.Module):
         self.first_sample_text = first_sample_text
         self.mask = mask or ScaleMask()
         self.position = position
-        self.start = nn.Identity() if adaptive_norm != "none" else nn.Linear(pooled_width, width)
+        self.start = nn.Identity() if adaptive else nn.Linear(pooled_width, width)
         self.start_position = nn.Parameter(torch.empty(first_length, width))
         self.embed = nn.Linear(code_width, width)
         self.level = nn.Embedding(num_levels, width) if level_embedding else None
@@ -122,9 +124,8 @@ class STARTransformer(nn.Module):
             first_sample_text=first_sample_text,
             backend=backend,
         )
-        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(block(drop_path=rate) for rate in rates)
-        self.head = Head(width, codebook_size, norm=logit_norm, adaptive=adaptive_norm != "none")
+        self.blocks = nn.ModuleList(block(drop_path=drop_path * layer / max(depth - 1, 1)) for layer in range(depth))
+        self.head = Head(width, codebook_size, norm=logit_norm, adaptive=adaptive)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,7 +133,10 @@ class STARTransformer(nn.Module):
         init_weights(self, width=self.width)
         nn.init.trunc_normal_(self.start_position, std=math.sqrt(1 / self.width / 3))
         self.head.logits.weight.data.mul_(0.02)
-        shrink_residuals((block for block in self.blocks if isinstance(block, Block)), depth=self.depth)
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        shrink_residuals(blocks, depth=self.depth)
+        if self.head.modulation is not None:
+            calm_modulations(blocks, self.head.modulation)
 
     def forward(
         self,
@@ -150,7 +154,8 @@ class STARTransformer(nn.Module):
                 doesn't begin with level 0.
             condition: the texts.
             schedule: the scales.
-            kept: ascending positions (L') or (B, L') in the sequence of all L tokens that are trained; the rest is absent.
+            kept: ascending positions (L') or (B, L') in the sequence of all L tokens that are trained; the rest is
+                absent.
                 Every row keeps equally many tokens of each scale.
             return_hidden: also give the last block's output (B, L, C), before the head's norm.
 

@@ -25,7 +25,7 @@ def attend(
     bias: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Softmax attention of q (B, heads, L, d) over k, v (B, heads, L_seen, d), without a scale factor: (B, heads, L, d).
+    """Softmax attention of q (B, heads, L, d) over k and v (B, heads, L_seen, d), without a scale factor.
 
     Args:
         q: queries, already scaled.
@@ -33,8 +33,10 @@ def attend(
         v: values.
         visibility: what the scales of a training sequence see; None when every query sees every key.
         bias: additive mask that broadcasts to (B, heads, L, L_seen), for cross-attention.
-        backend: `prefix` runs one unmasked call per scale over the keys that it sees, so no L x L mask exists; `dense` is
-            the masked reference; `matmul` writes the softmax out; `auto` takes `matmul` for short bf16 sequences on a CPU,
+        backend: `prefix` runs one unmasked call per scale over the keys that it sees, so no L x L mask exists;
+            `dense` is
+            the masked reference; `matmul` writes the softmax out; `auto` takes `matmul` for short bf16 sequences on a
+            CPU,
             where the fused kernel's backward is slow, and `prefix` otherwise.
 
     """
@@ -57,7 +59,7 @@ def attend(
 
 
 class QKNorm(nn.Module):
-    """Unit queries and keys, and a learned temperature per head (VAR): the softmax sees cosines times exp(min(s, log 100)).
+    """Unit queries and keys, and a learned temperature per head (VAR): cosines times exp(min(s, log 100)).
 
     Args:
         num_heads: heads, each with its own s, which starts at log 4.

@@ -36,7 +36,12 @@ class KVCache:
         self._text: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, scale: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values (R, heads, L_k, d) of `scale`; returns all that its queries `q` see, (R, heads, L_seen, d)."""
+        """Add the keys and values (R, heads, L_k, d) of `scale`.
+
+        Returns:
+            All that its queries `q` see: keys and values (R, heads, L_seen, d).
+
+        """
         if self.policy is None and self.mask.order is None:
             return self._append_whole(layer, scale, k, v)
         pieces = self._pieces.setdefault(layer, {})

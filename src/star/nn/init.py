@@ -25,8 +25,23 @@ def shrink_residuals(blocks: Iterable[Block], *, depth: int) -> None:
     for block in blocks:
         block.attention.out.weight.data.div_(math.sqrt(2 * depth))
         block.feed_forward.out.weight.data.div_(math.sqrt(2 * depth))
-        if block.modulation is not None and block.modulation.linear is not None:
-            # VAR starts close to a plain block: scales and shifts at half, gates near zero
-            width = block.modulation.linear.weight.shape[1]
-            block.modulation.linear.weight.data[2 * width :].mul_(0.5)
-            block.modulation.linear.weight.data[: 2 * width].mul_(1e-5)
+
+
+def calm_modulations(blocks: Iterable[Block], head: nn.Linear) -> None:
+    """Start an adaptive model close to a plain one (VAR): scales and shifts at half, gates of the blocks near zero.
+
+    Args:
+        blocks: with adaptive norms, their own or a shared one's offsets.
+        head: the linear layer of the head's scale and shift.
+
+    """
+    head.weight.data.mul_(0.5)
+    for modulation in (block.modulation for block in blocks if block.modulation is not None):
+        if modulation.offsets is not None:
+            weight = nn.init.normal_(modulation.offsets, std=modulation.offsets.shape[1] ** -0.5)
+        else:
+            assert modulation.linear is not None
+            weight = modulation.linear.weight.unflatten(0, (6, -1))
+        # two gates, two scales, two shifts
+        weight.data[2:].mul_(0.5)
+        weight.data[:2].mul_(1e-5)

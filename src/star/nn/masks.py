@@ -43,7 +43,8 @@ class ScaleMask:
     """Block-causal attention over scales (STAR section 3.1): a token sees every token of its own and of earlier scales.
 
     Args:
-        order: how many earlier scales are seen; None for all of them, 1 for a Markov chain of scales, 0 for each scale alone.
+        order: how many earlier scales are seen; None for all of them, 1 for a Markov chain of scales, 0 for each
+            scale alone.
 
     Raises:
         ValueError: for a negative order.

@@ -1,4 +1,4 @@
-"""What a tokenizer is trained for: faithful reconstructions, a useful codebook, and images a critic can't tell from real ones."""
+"""What a tokenizer is trained for: faithful images, a codebook that fits, and, against a critic, realism."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Augment = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
 class VQGANObjective(nn.Module):
-    """Reconstruction, quantiser, perceptual and adversarial losses of a tokenizer (VQGAN; weights after VAR's tokenizer).
+    """Reconstruction, quantiser, perceptual and adversarial losses of a tokenizer (VQGAN; weights after VAR).
 
     Args:
         l1: weight of the absolute error.
@@ -27,8 +27,8 @@ class VQGANObjective(nn.Module):
         perceptual: (images, reconstructions) -> distances (B,), such as `LPIPS`; None: without.
         perceptual_weight: its weight.
         adversarial: weight of the discriminator's opinion; matters only where there is a discriminator.
-        adaptive: smallest and largest factor on that weight, which scales the adversarial gradient at the decoder's last
-            layer to the size of the reconstruction's; None: no such factor.
+        adaptive: smallest and largest factor on that weight, which scales the adversarial gradient at the decoder's
+            last layer to the size of the reconstruction's; None: no such factor.
         adversarial_start: when the discriminator begins to learn and to be heard.
         adversarial_warmup: how long its weight then takes to grow to the full one.
         consistency: weight of the discriminator's agreement with itself on differently augmented images (bCR); 0: none.

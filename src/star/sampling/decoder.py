@@ -131,7 +131,10 @@ class ScaleWiseDecoder:
             raise ValueError("search selects among the pictures of a batch, which first_sample_text draws one by one")
         rows = [torch.tensor([row], device=condition.pooled.device) for row in range(len(condition))]
         empties = [empty if empty is None or len(empty) == 1 else empty.select(row) for row in rows]
-        alone = [list(self.scales(condition.select(row), e, [seed])) for row, e, seed in zip(rows, empties, seeds, strict=True)]
+        alone = [
+            list(self.scales(condition.select(row), e, [seed]))
+            for row, e, seed in zip(rows, empties, seeds, strict=True)
+        ]
         for states in zip(*alone, strict=True):
             yield replace(
                 states[0],

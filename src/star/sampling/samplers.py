@@ -41,7 +41,7 @@ class TopKTopP:
     def __init__(self, top_k: int = 600, top_p: float = 0.8, *, temperature: float = 1.0) -> None:
         if top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
             raise ValueError(
-                f"top_k is at least 0, top_p lies in [0, 1] and the temperature is positive: got {top_k}, {top_p}, {temperature}"
+                f"top_k is at least 0, top_p in [0, 1] the temperature positive: got {top_k}, {top_p}, {temperature}"
             )
         self.top_k = top_k
         self.top_p = top_p

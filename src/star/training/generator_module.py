@@ -74,7 +74,8 @@ class GeneratorModule(LightningModule):
         """Read a frozen text encoder's weights before the first batch needs them."""
         del stage
         if not self.text_encoder.trainable:
-            self.text_encoder.load()
+            load: Callable[[], None] = self.text_encoder.load  # type: ignore[assignment]
+            load()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Loss of a batch whose captions are partly emptied."""
@@ -104,7 +105,7 @@ class GeneratorModule(LightningModule):
         state = draw(self.text_encoder(batch.captions), self.text_encoder([""]), list(range(len(batch))))
         return {"samples": draw.images(state), "real": batch.images.add(1).div(2)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Everything that requires a gradient, stepped once per optimiser step."""
         optimizer, scheduler = self.optimizer.build(
             self.named_parameters(), int(self.trainer.estimated_stepping_batches)

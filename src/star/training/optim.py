@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from star.training.muon import Muon
+
 Named = Iterable[tuple[str, nn.Parameter]]
 UNDECAYED = ("position.table", "start_position", "level.weight", "log_scale", "codebook", "embedding")
 
@@ -101,8 +103,8 @@ class MuonAdamW:
 
     Args:
         lr: peak learning rate of both; Muon's update is scaled to AdamW's size (`match_rms_adamw`).
-        blocks: what the names of the matrices for Muon contain.
-        momentum: Muon's.
+        blocks: what the names of the matrices (and convolutions) for Muon contain; "" takes all of them.
+        momentum, iterations: Muon's.
         betas, weight_decay, schedule: as for `AdamW`.
 
     """
@@ -113,6 +115,7 @@ class MuonAdamW:
         *,
         blocks: str = "blocks.",
         momentum: float = 0.95,
+        iterations: int = 5,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
         schedule: Callable[[int, int], float] | None = None,
@@ -122,6 +125,7 @@ class MuonAdamW:
         self.lr = lr
         self.blocks = blocks
         self.momentum = momentum
+        self.iterations = iterations
         self.betas = (betas[0], betas[1])
         self.weight_decay = weight_decay
         self.schedule = schedule or WarmupLinear()
@@ -129,21 +133,17 @@ class MuonAdamW:
     def build(self, named: Named, total_steps: int) -> tuple[Optimizer, LambdaLR]:
         """The joint optimiser of named parameters, and its schedule over `total_steps` optimiser steps."""
         trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-        matrices = [
-            (name, parameter)
-            for name, parameter in trained
-            if self.blocks in name and parameter.ndim == 2 and decays(name, parameter)
-        ]
-        taken = {id(parameter) for _, parameter in matrices}
+        matrices = [pair for pair in trained if self.blocks in pair[0] and decays(*pair)]
         if not matrices:
             raise ValueError(f"no trained matrix has {self.blocks!r} in its name, so there is nothing for Muon")
-        muon = torch.optim.Muon(
+        muon = Muon(
             [parameter for _, parameter in matrices],
-            lr=self.lr,
+            self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
+            iterations=self.iterations,
         )
+        taken = {id(parameter) for _, parameter in matrices}
         rest = [pair for pair in trained if id(pair[1]) not in taken]
         adamw = torch.optim.AdamW(groups(rest, self.weight_decay), lr=self.lr, betas=self.betas)
         optimizer = JointOptimizer(muon, adamw)
@@ -151,7 +151,7 @@ class MuonAdamW:
 
 
 class JointOptimizer(Optimizer):
-    """Several optimisers behind one interface, sharing parameter groups and state: Lightning steps only one by itself."""
+    """Several optimisers behind one interface, sharing groups and state: Lightning steps only one by itself."""
 
     def __init__(self, *optimizers: Optimizer) -> None:
         self.optimizers = optimizers
@@ -166,7 +166,7 @@ class JointOptimizer(Optimizer):
             optimizer.state = self.state
             first += count
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure once, then step every optimiser."""
         with torch.enable_grad():
             loss: Tensor | None = None if closure is None else closure()
@@ -175,6 +175,6 @@ class JointOptimizer(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load, then share the new groups and state again. The argument keeps PyTorch's name: DCP passes it by keyword."""
+        """Load, then share the new groups and state again. The argument has the name that DCP passes it by."""
         super().load_state_dict(state_dict)
         self._share()

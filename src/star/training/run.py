@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 
 from star.callbacks.run_record import RunRecord
 from star.checkpoints import io
+from star.checkpoints.pretrained import PARTS
 from star.utils.instantiate import build_all, instantiate
 
 log = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ class Run:
         check_resolution(config)
         module: LightningModule = instantiate(config["module"])
         if tokenizer is not None:
-            io.load(module.tokenizer, tokenizer, what=f"tokenizer of {config['paths']['tokenizer']}")
+            io.load(module.get_submodule("tokenizer"), tokenizer, what=f"tokenizer of {config['paths']['tokenizer']}")
         if resume_from is None:
             self.initialise(module)
         log.info("run directory: %s", self.directory)
@@ -74,7 +77,7 @@ class Run:
             return None
         if self.config["init_from"] is not None:
             raise ValueError(
-                "init_from starts a new training from old weights, resume_from goes on with an old training: set one of them"
+                "init_from starts a new training from old weights, resume_from goes on with an old one: set one of them"
             )
         if given == "auto":
             last = self.directory / "checkpoints" / "last.ckpt"
@@ -88,7 +91,8 @@ class Run:
         given = self.config["paths"]["tokenizer"]
         if given is None:
             raise ValueError(
-                "the generator learns the tokens of a trained tokenizer: set paths.tokenizer to a run directory or checkpoint of task=tokenizer"
+                "the generator learns the tokens of a trained tokenizer: "
+                "set paths.tokenizer to a run directory or checkpoint of task=tokenizer"
             )
         return io.part(io.weights(io.read(given)), "tokenizer.")
 
@@ -96,18 +100,40 @@ class Run:
         """Start from the weights of another run, if `init_from` says so."""
         given = self.config["init_from"]
         if given is not None:
-            io.load(module, io.weights(io.read(given)), what=f"{self.config['task']} (init_from={given})")
+            state = fitted(module, io.weights(io.read(given, mmap=True)), what=f"init_from={given}")
+            io.load(module, state, what=f"{self.config['task']} (init_from={given})")
             log.info("weights of %s", io.find(given))
 
     def mention_stage_before(self) -> None:
         """Warn that a later stage starts from scratch."""
         config = self.config
-        if config["previous_stage"] is not None and config["task"] != "tokenizer" and not (config["init_from"] or config["resume_from"]):
+        if (
+            config["previous_stage"] is not None
+            and config["task"] != "tokenizer"
+            and not (config["init_from"] or config["resume_from"])
+        ):
             log.warning(
                 "stage %s is meant to continue a run of stage %s (init_from=RUN_OR_CKPT); training from scratch",
                 config["stage"],
                 config["previous_stage"],
             )
+
+
+def fitted(module: LightningModule, state: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
+    """Weights for all of a module: without a tokenizer or text encoder of their own, those stay as they are.
+
+    Converted weights have a generator and perhaps no more; what they have beyond the module's parts isn't used.
+    """
+    own = module.state_dict()
+    parts = {name.partition(".")[0] for name in own}
+    found = {name.partition(".")[0] for name in state}
+    for part in sorted((parts - found) & {"tokenizer", "text_encoder"}):
+        log.info("%s has no %s: it stays as it is", what, part)
+        state = {**state, **{name: value for name, value in own.items() if name.startswith(f"{part}.")}}
+    for part in sorted((found - parts) & set(PARTS)):
+        log.info("%s has a %s, which isn't used", what, part)
+        state = {name: value for name, value in state.items() if not name.startswith(f"{part}.")}
+    return dict(state)
 
 
 def check_resolution(config: dict[str, Any]) -> None:

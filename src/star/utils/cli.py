@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def _is_quoted(value: str) -> bool:
 
 
 def _as_string(value: str) -> str:
-    """A Hydra string whose value is exactly `value`: quotes and the backslashes before them escaped, no interpolation."""
+    """A Hydra string whose value is exactly `value`: quotes and backslashes before them escaped, no interpolation."""
     escaped = []
     backslashes = 0
     for i, character in enumerate(value):
@@ -138,6 +139,10 @@ def readable_errors() -> Iterator[None]:
     """Say in one message what a user can mend; the traceback goes to the log at debug level."""
     try:
         yield
+    except (ConfigCompositionException, OverrideParseException) as error:
+        cause = "" if error.__cause__ is None else f": {error.__cause__}"
+        log.error("%s%s", error, cause)
+        sys.exit(1)
     except (
         ValueError,
         FileNotFoundError,
@@ -148,5 +153,5 @@ def readable_errors() -> Iterator[None]:
         ModuleNotFoundError,
     ) as error:
         log.debug("traceback", exc_info=True)
-        log.error("%s", error)  # noqa: TRY400 - the traceback would bury the message
+        log.error("%s", error)
         sys.exit(1)

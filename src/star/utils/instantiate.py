@@ -26,8 +26,8 @@ def instantiate(config: Any, **overrides: Any) -> Any:
 
     Plain containers reach the constructors as Python lists and dictionaries.
     """
-    if isinstance(config, Mapping | Sequence) and not isinstance(config, str) and not OmegaConf.is_config(config):
-        config = OmegaConf.create(config)  # type: ignore[arg-type]
+    if isinstance(config, dict | list):
+        config = OmegaConf.create(config)
     try:
         return hydra.utils.instantiate(config, _convert_="all", **overrides)
     except InstantiationException as error:
@@ -45,7 +45,8 @@ def instantiate_trusted(config: Any, *, packages: Sequence[str] = ()) -> Any:
     """Instantiate a configuration that came with somebody's checkpoint.
 
     Opening a stranger's file must never run a stranger's choice of code: every `_target_` has to be a class that this
-    package (or one that the user trusts by name) defines; functions, and names that a module merely imported, are refused.
+    package (or one that the user trusts by name) defines; functions, and names that a module merely imported, are
+    refused.
 
     Raises:
         ValueError: names the target that isn't trusted.
@@ -77,5 +78,6 @@ def _check(target: str, trusted: tuple[str, ...]) -> None:
         if inspect.ismodule(owner) and inspect.isclass(found) and found.__module__ == module:
             return
     raise ValueError(
-        f"the checkpoint's configuration names {target!r}, which is not one of this package's classes: not opened. Trust a package of yours with trusted=[NAME]"
+        f"the checkpoint's configuration names {target!r}, which is not one of this package's classes: not opened. "
+        "Trust a package of yours with trusted=[NAME]"
     )

@@ -49,6 +49,11 @@ class WordTokenizer:
         self.size = _NUM_SPECIAL + len(self._listed) + num_buckets
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """Words with rows of their own, lower-cased."""
+        return tuple(self._listed)
+
+    @property
     def identity(self) -> str:
         """Names the mapping from words to rows."""
         listed = hashlib.sha256(" ".join(self._listed).encode()).hexdigest()[:8] if self._listed else "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class Level(nn.Module):
         self, widths: Sequence[int], *, groups: int, attention: bool, dropout: float, resample: nn.Module | None
     ) -> None:
         super().__init__()
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.blocks = nn.ModuleList(ResidualBlock(a, b, groups=groups, dropout=dropout) for a, b in pairs)
         self.attentions = nn.ModuleList(SpatialAttention(b, groups=groups) for _, b in pairs) if attention else None
         self.resample = resample
@@ -212,7 +213,7 @@ class Decoder(nn.Module):
 
 
 def fade_in(module: nn.Module) -> None:
-    """Zero the last convolution of every residual block, so that a fresh network starts as its shortcuts and learns faster."""
+    """Zero the last convolution of every residual block: a network that starts as its shortcuts learns faster."""
     for part in module.modules():
         if isinstance(part, ResidualBlock):
             torch.nn.init.zeros_(part.conv2.weight)

@@ -44,7 +44,8 @@ class Progress:
             return moment
         if self.total is None:
             raise ValueError(
-                f"{moment} is a share of a training of unknown length: set trainer.max_steps or trainer.max_epochs, or give a step (an int)"
+                f"{moment} is a share of a training of unknown length: "
+                "set trainer.max_steps or trainer.max_epochs, or give a step (an int)"
             )
         return round(moment * self.total)
 

@@ -46,8 +46,8 @@ class MultiScaleVQ(nn.Module):
         codebook_size: `V`, entries shared by all scales.
         code_width: `D`, channels of an entry.
         phi: smooths each upsampled map.
-        composition: `residual`: f_hat is the sum of all maps (VAR, STAR); `independent`: each map is a whole picture and
-            f_hat the last one (FlexVAR).
+        composition: `residual`: f_hat is the sum of all maps (VAR, STAR); `independent`: each map is a whole picture
+            and f_hat the last one (FlexVAR).
 
     Raises:
         ValueError: for another composition, or a schedule whose last scale isn't the size of the features.
@@ -96,7 +96,14 @@ class MultiScaleVQ(nn.Module):
 
     @torch.no_grad()
     def targets(self, f: Tensor, schedule: ScaleSchedule, *, exact: bool = False) -> list[Tensor]:
-        """What every scale has to code, each (B * L_k, D), in the features (B, D, h_K, w_K); `exact`: if nothing were lost in coding."""
+        """What every scale has to code, each (B * L_k, D), in features (B, D, h_K, w_K).
+
+        Args:
+            f: the features.
+            schedule: the scales.
+            exact: what it would be if coding lost nothing, whatever the codebook.
+
+        """
         f = f.float()
         f_hat = self.start(f.shape[0], schedule)
         found = []
@@ -155,8 +162,8 @@ class MultiScaleVQ(nn.Module):
         Args:
             f: (B, D, h_K, w_K).
             schedule: the scales.
-            kept: (B,) long, how many scales of each image reach f_hat, at least 1; None: all of them. Codes and losses are
-                always those of all scales.
+            kept: (B,) long, how many scales of each image reach f_hat, at least 1; None: all of them. Codes and losses
+                are always those of all scales.
 
         """
         if tuple(f.shape[2:]) != schedule.sizes[-1]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -13,9 +11,9 @@ class ResidualConv(nn.Module):
 
     Args:
         width: channels `D` of a code.
-        count: how many convolutions. 1: shared by all scales. n: partially shared, scale k of K takes the one whose tick
-            is nearest to k / (K - 1), so the convolution of a resolution changes with K. As many as the schedule has
-            scales: one each.
+        count: how many convolutions. 1: shared by all scales. n: partially shared, scale k of K takes the one whose
+            tick is nearest to k / (K - 1), so the convolution of a resolution changes with K. As many as the schedule
+            has scales: one each.
         ratio: `r`; 0 leaves the map as it is.
         zero_init: start with convolutions of zeros, which trains faster in small budgets; off, as PyTorch starts them.
 
@@ -33,9 +31,8 @@ class ResidualConv(nn.Module):
         self.ratio = ratio
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(count))
         if zero_init:
-            for conv in self.convs:
-                nn.init.zeros_(conv.weight)
-                nn.init.zeros_(conv.bias)
+            for parameter in self.convs.parameters():
+                nn.init.zeros_(parameter)
 
     def index(self, k: int, num_scales: int) -> int:
         """Which convolution scale `k` of `num_scales` uses."""
@@ -52,4 +49,4 @@ class ResidualConv(nn.Module):
         if self.ratio == 0:
             return h
         conv = self.convs[self.index(k, num_scales)]
-        return h.mul(1 - self.ratio) + F.conv2d(h, conv.weight, conv.bias, padding=1).mul(self.ratio)
+        return h.mul(1 - self.ratio) + conv(h).mul(self.ratio)

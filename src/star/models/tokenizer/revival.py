@@ -55,18 +55,14 @@ class CodebookRevival(nn.Module):
         super().__init__()
         if min(every, threshold) < 0 or not 0 <= decay < 1 or min(codebook_size, num_scales, rounds, iterations) < 1:
             raise ValueError(
-                f"revival needs every >= 0, threshold >= 0, 0 <= decay < 1, and at least one code, scale, round and iteration; got "
-                f"{every=}, {threshold=}, {decay=}, {codebook_size=}, {num_scales=}, {rounds=}, {iterations=}"
+                "revival needs every and threshold >= 0, decay in [0, 1), at least one of the others; "
+                f"got {every=}, {threshold=}, {decay=}, {codebook_size=}, {num_scales=}, {rounds=}, {iterations=}"
             )
         self.start, self.every, self.until = start, every, until
         self.threshold, self.decay = threshold, decay
         self.rounds, self.iterations, self.seed = rounds, iterations, seed
         self.register_buffer("usage", torch.full((num_scales, codebook_size), 1 / codebook_size))
         self.register_buffer("fitted", torch.tensor(start == 0))
-
-    def quantizes(self, progress: Progress) -> bool:
-        """Whether the features are quantised at this step, or pass as they are."""
-        return progress.reached(self.start)
 
     @torch.no_grad()
     def tend(self, quantizer: MultiScaleVQ, f: Tensor, schedule: ScaleSchedule, progress: Progress) -> int:
@@ -82,9 +78,9 @@ class CodebookRevival(nn.Module):
             How many codes were replaced.
 
         """
-        if not self.quantizes(progress):
+        if not progress.reached(self.start):
             return 0
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + progress.step)
+        generator = torch.Generator().manual_seed(hash((self.seed, progress.step)) % 2**63)
         if not self.fitted:
             self._fit(quantizer, f, schedule, generator)
             self.fitted.fill_(True)
@@ -143,14 +139,14 @@ def _pool(targets: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _draw(vectors: Tensor, count: int, generator: torch.Generator, weights: Tensor) -> Tensor:
-    """`count` of the vectors (N, D) with chances in proportion to weights (N,), each at most once if there are enough."""
+    """`count` of the vectors (N, D), with chances in proportion to weights (N,); none twice if there are enough."""
     chances = weights.cpu().double() + 1e-12
     rows = torch.multinomial(chances, count, replacement=count > len(vectors), generator=generator)
     return vectors[rows.to(vectors.device)]
 
 
 def _kmeans(vectors: Tensor, weights: Tensor, centres: Tensor, iterations: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm on weighted vectors (N, D) from centres (V, D); a centre that loses all vectors moves to a random one."""
+    """Lloyd's algorithm on weighted vectors (N, D) from centres (V, D); centres that lose all move to random ones."""
     for _ in range(iterations):
         nearest = torch.cdist(vectors, centres).argmin(1)
         mass = torch.zeros_like(centres[:, 0]).index_add_(0, nearest, weights)

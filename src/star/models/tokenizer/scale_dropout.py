@@ -12,8 +12,8 @@ from torch import Tensor
 class ScaleDropout:
     """Shows the decoder only the first few scales of some images.
 
-    Left alone, a small tokenizer writes everything into its finest map and a handful of codes into the others. A
-    generator draws the tokens of one map independently of each other, so what the coarse maps don't settle, it can't agree on.
+    Left alone, a small tokenizer writes everything into its finest map and uses a handful of codes in the others. A
+    generator draws the tokens of a map independently of each other: they can't agree on what coarser maps left open.
 
     Args:
         probability: share of the images that lose scales; how many they keep is uniform in 1 ... K - 1.

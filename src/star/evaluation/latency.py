@@ -1,0 +1,160 @@
+"""metric=latency: how long a picture takes, cold and warm, part by part, at several batch sizes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from star.evaluation.cards import Result
+from star.evaluation.context import Context
+
+log = logging.getLogger(__name__)
+
+PARTS = ("text_encoder", "transformer", "sampler", "decoder", "total")
+PROMPTS = (
+    "a red circle above a blue square",
+    "a lighthouse on a cliff in a storm, oil painting",
+    "three bowls of soup on a wooden table",
+    "a cat asleep on a warm keyboard, soft light",
+    "an old map of an island that does not exist",
+    "a street market after the rain at night",
+    "a portrait of a woman in a green coat",
+    "two boats left of a pier",
+)
+
+
+class LatencyItem:
+    """Times the whole way from captions to pixels; files and PNG are left out.
+
+    Args:
+        batches: batch sizes; the value is the latency of the first.
+        warmup: runs before measuring.
+        runs: measured runs.
+        sampling: a preset; None is the checkpoint's own.
+
+    Raises:
+        ValueError: for no batch size, or a run that doesn't happen.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        batches: Sequence[int] = (1, 8),
+        warmup: int = 5,
+        runs: int = 20,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not batches or min(batches) < 1 or runs < 1 or warmup < 0:
+            raise ValueError(
+                f"latency needs batch sizes and at least one run, got {list(batches)}, {runs} and {warmup}"
+            )
+        self.batches = tuple(batches)
+        self.warmup = warmup
+        self.runs = runs
+        self.sampling = sampling
+
+    def missing(self, context: Context) -> Iterator[str]:
+        """A generator."""
+        return context.missing_checkpoint("metric=latency", "generator")
+
+    def run(self, context: Context) -> Result:
+        """Measure on rank 0 alone; the others wait."""
+        preset = context.settings(self.sampling)["sampling"]
+        timer = Timer(context)
+        by_batch: dict[str, Any] = {}
+        cold = None
+        if context.ranks.rank == 0:
+            for size in self.batches:
+                first = timer.run(size)
+                cold = cold or first
+                for _ in range(self.warmup):
+                    timer.run(size)
+                by_batch[str(size)] = summarize([timer.run(size) for _ in range(self.runs)], size)
+                log.info("batch %d: %.4f s", size, by_batch[str(size)]["total"]["median"])
+        context.ranks.wait()
+        everything = context.ranks.gather([by_batch] if by_batch else [])[0]
+        first_size = str(self.batches[0])
+        return Result(
+            value=everything[first_size]["total"]["median"],
+            label=f"seconds/batch{first_size}",
+            count=self.runs,
+            results={"cold": cold, "parts": _medians(everything[first_size]), "batch": everything},
+            facts={"sampling": preset, "warmup": self.warmup, "prompts": len(PROMPTS), **_machine(context.device)},
+        )
+
+
+class Timer:
+    """One run from captions to pixels, timed by part.
+
+    Args:
+        context: has the pipeline.
+
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.pipeline = context.pipeline
+        self.device = context.device
+        self._sampling = 0.0
+
+    def run(self, batch: int) -> dict[str, float]:
+        """Seconds of each of `PARTS`; `transformer` is the loop over scales without the sampler."""
+        prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
+        sampler, self._sampling = self.pipeline.decoder.sampler, 0.0
+        self.pipeline.decoder.sampler = self._timed(sampler)
+        try:
+            start = self._now()
+            with torch.inference_mode():
+                self.pipeline.text_encoder([*prompts, ""])
+            texts = self._now() - start
+            start = self._now()
+            *_, state = self.pipeline.scales(prompts, list(range(batch)))
+            drawn = self._now() - start
+            start = self._now()
+            self.pipeline.paint(state)
+            decoded = self._now() - start
+        finally:
+            self.pipeline.decoder.sampler = sampler
+        # `scales` encodes the texts itself, which was timed alone before
+        loop = max(drawn - texts, 0.0)
+        parts = (texts, max(loop - self._sampling, 0.0), self._sampling, decoded, drawn + decoded)
+        return dict(zip(PARTS, parts, strict=True))
+
+    def _timed(self, sampler: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = self._now()
+            draw = sampler(*arguments)
+            self._sampling += self._now() - start
+            return draw
+
+        return call
+
+    def _now(self) -> float:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def summarize(runs: Sequence[Mapping[str, float]], batch: int) -> dict[str, Any]:
+    """Median, 10th and 90th percentile of each part, and pictures per second."""
+    found: dict[str, Any] = {}
+    for part in PARTS:
+        low, median, high = np.quantile([run[part] for run in runs], (0.1, 0.5, 0.9))
+        found[part] = {"median": float(median), "p10": float(low), "p90": float(high)}
+    found["pictures_per_second"] = batch / found["total"]["median"]
+    return found
+
+
+def _medians(parts: Mapping[str, Any]) -> dict[str, float]:
+    return {part: parts[part]["median"] for part in PARTS}
+
+
+def _machine(device: str) -> dict[str, Any]:
+    if not device.startswith("cuda"):
+        return {"threads": torch.get_num_threads()}
+    return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device)}

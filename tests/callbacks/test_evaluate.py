@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from star.callbacks.evaluate import Evaluate
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.models.transformer import STARTransformer
+from star.sampling.decoder import ScaleWiseDecoder
+from star.sampling.samplers import TopKTopP
+from star.schedule import ScaleSchedule
+from star.types import Condition
+
+
+class Brightness:
+    """Mean brightness; remembers what it saw."""
+
+    missing: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen: list[tuple[str, float]] = []
+
+    def update(self, images: Tensor, prompts: Sequence[Mapping[str, Any]]) -> None:
+        pairs = zip(prompts, images.mean((1, 2, 3)).tolist(), strict=True)
+        self.seen += [(prompt["prompt"], mean) for prompt, mean in pairs]
+
+    def compute(self) -> dict[str, Any]:
+        values = [value for _, value in self.seen]
+        return {"value": sum(values) / len(values), "most": max(values), "num_images": len(values)}
+
+    def iterate_missing(self) -> Any:
+        return iter(self.missing)
+
+
+@pytest.fixture
+def module(
+    build_transformer: Callable[..., STARTransformer], tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule
+) -> SimpleNamespace:
+    """What the callback needs of a generator module; a caption's condition depends on the caption alone."""
+
+    def encode(captions: Sequence[str]) -> Condition:
+        generators = [torch.Generator().manual_seed(len(caption)) for caption in captions]
+        pooled = torch.stack([torch.randn(12, generator=generator) for generator in generators])
+        context = torch.stack([torch.randn(2, 10, generator=generator) for generator in generators])
+        return Condition(pooled, context, torch.ones(len(captions), 2, dtype=torch.bool))
+
+    return SimpleNamespace(
+        transformer=build_transformer(),
+        tokenizer=tokenizer,
+        schedule=schedule,
+        text_encoder=encode,
+        decoder=partial(ScaleWiseDecoder, sampler=TopKTopP()),
+    )
+
+
+PROMPTS = [{"prompt": "x" * (i + 1)} for i in range(10)]
+
+
+def callback(**arguments: Any) -> Evaluate:
+    base = {"every_n_steps": 5, "metric": Brightness(), "prompts": PROMPTS, "name": "bright", "num_prompts": 4}
+    return Evaluate(**base | arguments)
+
+
+def test_results_are_named_and_do_not_depend_on_the_batch(module: SimpleNamespace) -> None:
+    results = [callback(batch=batch).score(module) for batch in (1, 4)]
+    assert set(results[0]) == {"eval/bright", "eval/bright/most"}
+    assert results[0] == pytest.approx(results[1], abs=1e-5)
+
+
+def test_prompts_are_spread_and_shared_by_ranks(module: SimpleNamespace) -> None:
+    whole, parts = callback(), [callback(), callback()]
+    assert [len(record["prompt"]) for record in whole.prompts] == [1, 3, 6, 8]
+    whole.score(module)
+    for rank, part in enumerate(parts):
+        part.score(module, rank, 2)
+    seen = sorted(pair for part in parts for pair in part.metric.seen)  # type: ignore[attr-defined]
+    for (prompt, mean), (other, expected) in zip(seen, sorted(whole.metric.seen), strict=True):  # type: ignore[attr-defined]
+        assert prompt == other
+        assert mean == pytest.approx(expected, abs=1e-5)
+
+
+def test_it_fails_at_the_start_rather_than_after_an_hour(module: SimpleNamespace) -> None:
+    lacking = Brightness()
+    lacking.missing = ("no weights",)
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        callback(metric=lacking).on_fit_start(SimpleNamespace(), module)  # type: ignore[arg-type]
+    module.decoder = None
+    with pytest.raises(ValueError, match="has no decoder"):
+        callback().on_fit_start(SimpleNamespace(), module)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs prompts"):
+        callback(prompts=[])

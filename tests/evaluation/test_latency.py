@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from star.evaluation.context import Context
+from star.evaluation.latency import PARTS, LatencyItem
+
+Settings = Callable[..., dict[str, Any]]
+
+
+def test_parts_add_up_and_the_sampler_is_put_back(tiny_checkpoint: Path, settings: Settings) -> None:
+    context = Context(settings(f"ckpt={tiny_checkpoint}"))
+    result = LatencyItem(batches=(1, 3), warmup=1, runs=3).run(context)
+    batch = result.results["batch"]
+    assert set(batch) == {"1", "3"}
+    assert result.value == batch["1"]["total"]["median"]
+    assert result.results["cold"]["total"] > 0
+    for parts in batch.values():
+        assert all(parts[part]["p10"] <= parts[part]["median"] <= parts[part]["p90"] for part in PARTS)
+    assert batch["3"]["pictures_per_second"] == pytest.approx(3 / batch["3"]["total"]["median"])
+    assert type(context.pipeline.decoder.sampler).__name__ == "TopKTopP"
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="latency needs batch sizes"):
+        LatencyItem(batches=())
+    with pytest.raises(ValueError, match="at least one run"):
+        LatencyItem(runs=0)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from star.metrics.kid import KernelDistance, kernel_distance, subset_distances
+
+EVAL = Path(__file__).parents[1] / "golden" / "eval"
+EXPECTED = json.loads((EVAL / "GOLD.json").read_text())["fid_kid.npz"]["expected"]["kid"]
+REAL, FAKE = (torch.from_numpy(np.load(EVAL / "fid_kid.npz")[f"kid_{side}"]) for side in ("real", "fake"))
+
+
+class Pixels(nn.Module):
+    name, width = "pixels", 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1).double() if len(images) else torch.zeros(0, 12).double()
+
+
+def test_one_estimate_is_the_reference() -> None:
+    assert kernel_distance(FAKE, REAL) == pytest.approx(EXPECTED["full_unbiased_f64"], rel=1e-9)
+    assert kernel_distance(FAKE, REAL) == pytest.approx(EXPECTED["torch_fidelity_full"], rel=1e-5)
+
+
+def test_subsets_are_torch_fidelitys() -> None:
+    values = torch.tensor(subset_distances(FAKE, REAL, 100, 10))
+    expected = EXPECTED["torch_fidelity_subsets10_size100"]
+    assert float(values.mean()) == pytest.approx(expected["kernel_inception_distance_mean"], abs=2e-6)
+    assert float(values.std(correction=0)) == pytest.approx(expected["kernel_inception_distance_std"], abs=2e-6)
+
+
+def test_metric_keeps_both_sides_and_wants_enough_pictures() -> None:
+    images, real = torch.rand(12, 3, 2, 2), torch.rand(14, 3, 2, 2)
+    whole = KernelDistance(features=Pixels(), subset_size=None)  # type: ignore[arg-type]
+    whole.update_reference(real, [{}] * 14)
+    for part in images.split(5):
+        whole.update(part, [{}] * len(part))
+    assert whole.compute()["value"] == pytest.approx(kernel_distance(images.flatten(1), real.flatten(1)))
+    kept = KernelDistance(features=Pixels(), subset_size=20)  # type: ignore[arg-type]
+    kept.set_reference_arrays(whole.reference_arrays())
+    kept.update(images, [{}] * 12)
+    with pytest.raises(ValueError, match=r"subsets of 20 needs as many pictures on each side, got 12 and 14"):
+        kept.compute()

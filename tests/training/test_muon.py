@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from star.training.muon import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_on_matrices_it_is_torch_s_muon(shape: tuple[int, int]) -> None:
+    start = torch.randn(shape)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = (
+        Muon([ours], 0.02, momentum=0.9, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_convolution_is_updated_like_its_matrix() -> None:
+    start = torch.randn(4, 3, 2, 2)
+    conv, matrix = nn.Parameter(start.clone()), nn.Parameter(start.clone().flatten(1))
+    gradient = torch.randn(4, 3, 2, 2)
+    for parameter in (conv, matrix):
+        parameter.grad = gradient.view_as(parameter)
+        Muon([parameter], 0.1).step()
+    assert torch.equal(conv.flatten(1), matrix)
+
+
+@pytest.mark.parametrize("shape", [(5, 20), (20, 5)])
+def test_singular_values_move_close_to_one(shape: tuple[int, int]) -> None:
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_parameters_without_gradient_stay_and_vectors_are_refused() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    Muon([parameter], 0.1, weight_decay=0.5).step()
+    assert torch.equal(parameter, torch.ones(2, 2))
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([nn.Parameter(torch.ones(3))], 0.1)

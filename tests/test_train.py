@@ -175,7 +175,7 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(
 ) -> None:
     """Stopped after 2 of 4 steps and resumed: the same weights, averages and optimiser, to the bit."""
     stopped = tmp_path / "stopped"
-    train_generator(data, tokenizer_run, stopped, 4, "+trainer.limit_train_batches=2", "trainer.max_epochs=1")
+    train_generator(data, tokenizer_run, stopped, 4, "+trainer.limit_train_batches=2", "+trainer.max_epochs=1")
     assert io.read(stopped)["global_step"] == 2
     train_generator(data, tokenizer_run, stopped, 4, "resume_from=auto")
     straight, resumed = io.read(generator_run), io.read(stopped)

@@ -109,9 +109,9 @@ def draw(
     missing = {request.file for request in requests if not (out / request.file).is_file()}
     if len(missing) < len(requests) and rank == 0:
         log.info("%d of %d pictures are already in %s", len(requests) - len(missing), len(requests), out)
-    groups = [group for group in _batches(requests, batch) if any(request.file in missing for request in group)][
-        rank::world
-    ]
+    # shared out before asking what is there already: the ranks look at different moments
+    own = list(_batches(requests, batch))[rank::world]
+    groups = [group for group in own if any(request.file in missing for request in group)]
     for group in track(groups, description="drawing", disable=len(groups) <= 1 or rank > 0):
         prompts = [request.prompt for request in group]
         seeds = [request.seed for request in group]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,29 @@ def test_prompts_are_spread_and_shared_by_ranks(module: SimpleNamespace) -> None
     for (prompt, mean), (other, expected) in zip(seen, sorted(whole.metric.seen), strict=True):  # type: ignore[attr-defined]
         assert prompt == other
         assert mean == pytest.approx(expected, abs=1e-5)
+
+
+def test_it_runs_when_it_is_time_and_tells_the_loggers(module: SimpleNamespace) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+    logger = SimpleNamespace(log_metrics=lambda results, step: logged.append((step, results)))
+    trainer: Any = SimpleNamespace(
+        loggers=[logger],
+        callbacks=[],
+        callback_metrics={},
+        precision_plugin=SimpleNamespace(val_step_context=nullcontext),
+        global_rank=0,
+        world_size=1,
+    )
+    module.training = True
+    module.eval = lambda: None
+    module.train = lambda mode: setattr(module, "training", mode)
+    ours = callback()
+    for trainer.global_step in (4, 5, 5, 7, 10):
+        ours.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    assert [step for step, _ in logged] == [5, 10]
+    assert logged[0][1] == logged[1][1]
+    assert float(trainer.callback_metrics["eval/bright"]) == pytest.approx(logged[1][1]["eval/bright"])
+    assert module.training
 
 
 def test_it_fails_at_the_start_rather_than_after_an_hour(module: SimpleNamespace) -> None:

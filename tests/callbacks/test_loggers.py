@@ -19,6 +19,7 @@ def test_a_resumed_run_continues_its_file(tmp_path: Path) -> None:
         first.log_metrics({"loss": float(step)}, step)
     first.save()
     second = ResumableCSVLogger(str(tmp_path))  # its checkpoint was of step 2
+    assert second.experiment is not None
     for step in range(2, 5):
         second.log_metrics({"loss": 10.0 + step, "other": 1.0}, step)
     second.save()

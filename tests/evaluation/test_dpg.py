@@ -29,7 +29,11 @@ def root(tmp_path: Path) -> Path:
     (folder / "prompts").mkdir(parents=True)
     for item in ("cat.1", "dog"):
         (folder / "prompts" / f"{item}.txt").write_text(f"a black {item}\n")
-    rows = [f"{item},,{n},{n - 1},entity,Is it {word}?" for item in ("cat.1", "dog") for n, word in ((1, "there"), (2, "black"))]
+    rows = [
+        f"{item},,{n},{n - 1},entity,Is it {word}?"
+        for item in ("cat.1", "dog")
+        for n, word in ((1, "there"), (2, "black"))
+    ]
     head = "item_id,text,proposition_id,dependency,category_broad,question_natural_language"
     (folder / "dpg_bench.csv").write_text("\n".join([head, *rows]) + "\n")
     return folder
@@ -41,7 +45,8 @@ def test_grids_are_drawn_and_asked_about(root: Path, tiny_checkpoint: Path, tmp_
     assert list(item.missing(context)) == []
     result = item.run(context)
     assert result.value == 50.0
-    assert Image.open(tmp_path / "out" / "dpg_grids" / "cat.1.png").size == (64, 64)
+    with Image.open(tmp_path / "out" / "dpg_grids" / "cat.1.png") as picture:
+        assert picture.size == (64, 64)
     assert result.deviations == ["2 prompts instead of 1065"]
 
 

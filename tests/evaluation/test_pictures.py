@@ -76,7 +76,9 @@ def test_empty_or_absent_folder(tmp_path: Path) -> None:
         list_pictures(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("name", ["{n:05d}.png", "{i:05d}/samples/{j:05d}.png", "{i:05d}/samples/{j:04d}.png", "own_{n}.png"])
+@pytest.mark.parametrize(
+    "name", ["{n:05d}.png", "{i:05d}/samples/{j:05d}.png", "{i:05d}/samples/{j:04d}.png", "own_{n}.png"]
+)
 def test_folders_of_others_are_matched(fill: Fill, tmp_path: Path, name: str) -> None:
     fill(*[name.format(n=2 * i + j, i=i, j=j) for i in range(3) for j in range(2)])
     found = match(tmp_path, PROMPTS.requests())

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from star.evaluation import run as module
+from star.evaluation.datasets import MJHQ_CATEGORIES
 from star.evaluation.run import evaluate
 from star.metrics.assets import MissingAssetError
 from star.metrics.features import FeatureNetwork
@@ -81,6 +82,43 @@ def test_two_folders_need_no_checkpoint(tmp_path: Path, settings: Settings, no_w
     assert (tmp_path / "other" / "report.html").is_file()
 
 
+def test_shards_are_compared_like_folders(
+    tmp_path: Path, settings: Settings, shapes_shards: Path, no_weights: None
+) -> None:
+    (shard,) = shapes_shards.glob("*.tar")
+    evaluate(settings("metric=fid_folder", f"images={shard}", f"reference={shapes_shards}"))
+    assert card(tmp_path / "out")["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_mjhq_of_a_folder_has_a_value_of_every_category(tmp_path: Path, settings: Settings, no_weights: None) -> None:
+    rng = np.random.default_rng(0)
+    entries = {f"{c}{i}": {"category": c, "prompt": f"{c} {i}"} for c in MJHQ_CATEGORIES for i in range(4)}
+    (tmp_path / "meta_data.json").write_text(json.dumps(entries))
+    for key, entry in entries.items():
+        for side, name in (
+            (40, f"data_meta/{entry['category']}/{key}.jpg"),
+            (16, f"drawn/{entry['category']}/{key}.png"),
+        ):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(tmp_path / name)
+    arguments = (
+        "metric=fid_mjhq",
+        f"images={tmp_path / 'drawn'}",
+        f"paths.mjhq={tmp_path}",
+        f"paths.cache={tmp_path / 'c'}",
+    )
+    evaluate(settings(*arguments))
+    first = card(tmp_path / "out")
+    assert set(first["results"]["categories"]) == set(MJHQ_CATEGORIES)
+    assert first["deviations"] == ["40 pictures instead of 30000"]
+    assert first["results"]["num_reference"] == 40
+    evaluate(settings(*arguments))  # with the kept statistics
+    assert card(tmp_path / "out")["results"] == first["results"]
+    (tmp_path / "drawn" / "art" / "art2.png").unlink()
+    with pytest.raises(ValueError, match=r"39 of the 40 pictures: .*art/art2\.png is missing"):
+        evaluate(settings(*arguments))
+
+
 def test_other_features_can_not_be_mistaken(tmp_path: Path, settings: Settings, no_weights: None) -> None:
     a = folder(tmp_path / "a", 20, 0)
     evaluate(settings("metric=fid_folder", f"images={a}", f"reference={a}", "metric.features=cleanfid"))
@@ -139,12 +177,16 @@ def test_one_of_several_may_lack_files(
 
 
 @pytest.fixture
-def short_run(tmp_path: Path, settings: Settings, tiny_checkpoint: Path, shapes_shards: Path, no_weights: None) -> Callable[..., Any]:
+def short_run(
+    tmp_path: Path, settings: Settings, tiny_checkpoint: Path, shapes_shards: Path, no_weights: None
+) -> Callable[..., Any]:
     """Draws 24 pictures for the captions of shards and compares them with those shards."""
 
     def run(out: str, *overrides: str) -> dict[str, Any]:
         arguments = [f"ckpt={tiny_checkpoint}", f"reference={shapes_shards}", f"out={tmp_path / out}", "batch=5"]
-        evaluate(settings("metric=[fid_folder,kid]", "metric.items.kid.metric.subset_size=null", *arguments, *overrides))
+        evaluate(
+            settings("metric=[fid_folder,kid]", "metric.items.kid.metric.subset_size=null", *arguments, *overrides)
+        )
         return card(tmp_path / out)
 
     return run
@@ -155,7 +197,9 @@ def drawn(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_killed_run_goes_on_and_gives_the_same_card(short_run: Callable[..., Any], tmp_path: Path, precision: str) -> None:
+def test_killed_run_goes_on_and_gives_the_same_card(
+    short_run: Callable[..., Any], tmp_path: Path, precision: str
+) -> None:
     whole = short_run("whole", f"precision={precision}")
     (folder_of_whole,) = (tmp_path / "whole" / "images").iterdir()
     cut = tmp_path / "cut" / "images" / folder_of_whole.name
@@ -168,7 +212,9 @@ def test_killed_run_goes_on_and_gives_the_same_card(short_run: Callable[..., Any
     assert drawn(tmp_path / "cut") == drawn(tmp_path / "whole")
 
 
-def test_index_holds_every_seed_and_other_settings_draw_other_pictures(short_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_index_holds_every_seed_and_other_settings_draw_other_pictures(
+    short_run: Callable[..., Any], tmp_path: Path
+) -> None:
     short_run("out")
     short_run("out", "sampling.guidance.scale=1")
     folders = list((tmp_path / "out" / "images").iterdir())
@@ -176,6 +222,14 @@ def test_index_holds_every_seed_and_other_settings_draw_other_pictures(short_run
     rows = [json.loads(line) for line in (folders[0] / "index.jsonl").read_text().splitlines()]
     assert len({row["seed"] for row in rows}) == len(rows) == 24
     assert set(rows[0]) == {"file", "prompt", "seed"}
+
+
+def test_dated_runs_share_their_pictures_and_named_ones_keep_theirs(settings: Settings) -> None:
+    from star.evaluation.context import Context
+
+    stores = [Context(settings(*words)).store for words in ((), ("out=outputs/evaluation/x",), ("paths.pictures=p",))]
+    assert stores[0].parent.name == "out"
+    assert stores[1:] == [Path("outputs/evaluation/images"), Path("p")]
 
 
 def test_presets_of_protocol_command_and_checkpoint(tiny_checkpoint: Path, settings: Settings) -> None:
@@ -196,7 +250,13 @@ def test_presets_of_protocol_command_and_checkpoint(tiny_checkpoint: Path, setti
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path, tiny_checkpoint: Path, shapes_shards: Path) -> None:
-    arguments = ["evaluate.py", "metric=[likelihood,reconstruction]", f"ckpt={tiny_checkpoint}", "batch=5", "device=cpu"]
+    arguments = [
+        "evaluate.py",
+        "metric=[likelihood,reconstruction]",
+        f"ckpt={tiny_checkpoint}",
+        "batch=5",
+        "device=cpu",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     commands = {
         "one": [sys.executable, *arguments],

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -27,17 +29,22 @@ class ResumableCSVLogger(CSVLogger):
 
     def __init__(self, save_dir: str, *, flush_every: int = 50) -> None:
         self.held = _read(Path(save_dir) / "metrics.csv")
+        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_every)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Lightning's writer; it deletes the file that is there, whose rows are held here."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Experiment logs directory")
-            super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_every)
+            return super().experiment
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add a row."""
-        if self._experiment is None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Experiment logs directory")
-                writer = self.experiment
-            writer.metrics = [row for row in self.held if step is None or row["step"] < step]
+        """Add a row; the first one is preceded by the rows of earlier steps."""
+        if self.held:
+            self.experiment.metrics += [row for row in self.held if step is None or row["step"] < step]
+            self.held = []
         super().log_metrics(dict(metrics), step)
 
 

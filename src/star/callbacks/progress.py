@@ -47,11 +47,19 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Move it."""
-        if self._bar is not None and trainer.global_step % self.refresh_rate == 0:
-            loss = trainer.callback_metrics.get("train/loss")
-            self._bar.update(
-                self._task, completed=trainer.global_step, loss="" if loss is None else f"loss {float(loss):.4f}"
-            )
+        step = trainer.global_step
+        if self._bar is None or step % self.refresh_rate:
+            return
+        loss = trainer.callback_metrics.get("train/loss")
+        text = "" if loss is None else f"loss {float(loss):.4f}"
+        self._bar.update(self._task, completed=step, loss=text)
+        if self._bar.disable and step % self.line_every(trainer) == 0:
+            log.info("step %d of %s %s", step, trainer.max_steps if trainer.max_steps > 0 else "?", text)
+
+    def line_every(self, trainer: Trainer) -> int:
+        """Steps between two lines where there is no terminal: twenty lines per training."""
+        twentieth = trainer.max_steps // 20 if trainer.max_steps > 0 else 1000
+        return max(twentieth // self.refresh_rate, 1) * self.refresh_rate
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar."""

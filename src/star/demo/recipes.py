@@ -59,7 +59,8 @@ class Recipe:
         """Overrides of train.py for one of the two trainings."""
         run = self.tokenizer_run if task == "tokenizer" else self.generator_run
         overrides = [
-            f"task={task}", f"experiment={self.name}",
+            f"task={task}",
+            f"experiment={self.name}",
             f"paths.run_dir={run}",
             f"paths.data={self.out / 'data'}",
             "resume_from=auto",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import resource
 import shutil
 import subprocess
@@ -85,7 +86,7 @@ class Steps:
         try:
             if callable(step.command):
                 step.command()
-            elif subprocess.run([sys.executable, *step.command], check=False).returncode != 0:
+            elif subprocess.run([sys.executable, *step.command], check=False, env=environment()).returncode != 0:
                 raise RuntimeError(f"step {step.name} failed: python {' '.join(step.command)}")
         except BaseException:
             self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=False)
@@ -102,6 +103,11 @@ class Steps:
         self.done[name] = facts
         text = json.dumps(self.done, indent=2)
         write_atomically(self.record, lambda path: _write(path, text))
+
+
+def environment() -> dict[str, str]:
+    """This process's environment; threads that wait sleep instead of spinning, which a busy machine punishes."""
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def fingerprint(*parts: Any) -> str:

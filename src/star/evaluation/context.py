@@ -27,6 +27,8 @@ from star.utils.instantiate import instantiate_trusted
 
 log = logging.getLogger(__name__)
 
+SHARED = Path("outputs") / "evaluation"
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -94,8 +96,22 @@ class Context:
 
     @property
     def images(self) -> Path | None:
-        """The folder `images=`, which somebody else filled."""
+        """The folder (or shards) `images=`, which somebody else filled."""
         return None if self.config["images"] is None else Path(self.config["images"])
+
+    @property
+    def are_shards(self) -> bool:
+        """Whether `images=` names shards."""
+        return self.images is not None and self.images.suffix == ".tar" and not self.images.is_dir()
+
+    @property
+    def store(self) -> Path:
+        """Where drawn pictures are kept, each set in a folder of its own."""
+        if self.config["paths"]["pictures"] is not None:
+            return Path(self.config["paths"]["pictures"])
+        out = Path(self.config["out"])
+        # the default `out` is named after the moment: drawing hours of pictures again for the next metric won't do
+        return (out.parent if out.parent == SHARED else out) / "images"
 
     @property
     def batch(self) -> int:
@@ -105,8 +121,8 @@ class Context:
     def missing_pictures(self, what: str) -> Iterator[str]:
         """Why there can't be pictures: neither a checkpoint nor a folder, or one that isn't there."""
         if self.images is not None:
-            if not self.images.is_dir():
-                yield f"images={self.images} is no folder"
+            if not self.images.is_dir() and not self.are_shards:
+                yield f"images={self.images} is no folder of pictures (nor shards, *.tar)"
         else:
             yield from self.missing_checkpoint(
                 f"{what}, or images=DIR to score pictures that are there already", "generator"
@@ -190,12 +206,16 @@ class Context:
             ValueError: when the folder `images=` doesn't hold them.
 
         """
+        if self.are_shards:
+            raise ValueError(
+                f"{prompts.name} needs a folder, to match pictures with prompts: images={self.images} are shards"
+            )
         if self.images is not None:
             return Drawn(self.images, match(self.images, prompts.requests(), only=self.config["format"]))
         settings = self.settings(preset)
         key = json.dumps([self.identity, settings, prompts.fingerprint()], sort_keys=True)
         name = f"{prompts.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        folder = Path(self.config["paths"]["pictures"]) / name
+        folder = self.store / name
         requests = prompts.requests()
         if name not in self._drawn:
             layout = "geneval" if prompts.layout == "geneval" else "flat"

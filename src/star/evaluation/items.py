@@ -13,7 +13,7 @@ from star.evaluation.cards import Result
 from star.evaluation.context import Context, Drawn
 from star.evaluation.pictures import Picture, batches, check_kind, list_pictures, read_index
 from star.evaluation.prompts import PromptSet, PromptSource
-from star.evaluation.references import Reference
+from star.evaluation.references import Reference, pictures_of_shards
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ImageItem:
         elif context.images is None:
             if reference is None or not reference.has_captions:
                 yield "no prompts to draw pictures for: set prompts=FILE, or name a metric with prompts before this one"
-        elif self.needs_prompts and not (context.images / "index.jsonl").is_file():
+        elif self.needs_prompts and not context.are_shards and not (context.images / "index.jsonl").is_file():
             yield f"no captions for images={context.images}: give it an index.jsonl (file, prompt), or prompts=FILE"
 
     def run(self, context: Context) -> Result:
@@ -147,6 +147,8 @@ class ImageItem:
             return context.pictures(source.load(), preset)
         if context.images is None:
             return context.pictures(self._reference_captions(context), self.sampling)
+        if context.are_shards:
+            return Drawn(context.images, list(pictures_of_shards(str(context.images))))
         return Drawn(context.images, loose_pictures(context.images, only=context.config["format"]))
 
     def comparison(self, context: Context) -> Reference | None:

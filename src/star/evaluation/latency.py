@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -100,39 +101,50 @@ class Timer:
     def __init__(self, context: Context) -> None:
         self.pipeline = context.pipeline
         self.device = context.device
-        self._sampling = 0.0
+        self._seconds: dict[str, float] = {}
 
     def run(self, batch: int) -> dict[str, float]:
         """Seconds of each of `PARTS`; `transformer` is the loop over scales without the sampler."""
         prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
-        sampler, self._sampling = self.pipeline.decoder.sampler, 0.0
-        self.pipeline.decoder.sampler = self._timed(sampler)
-        try:
-            start = self._now()
-            with torch.inference_mode():
-                self.pipeline.text_encoder([*prompts, ""])
-            texts = self._now() - start
+        self._seconds = {"text_encoder": 0.0, "sampler": 0.0}
+        with self._watched():
             start = self._now()
             *_, state = self.pipeline.scales(prompts, list(range(batch)))
             drawn = self._now() - start
             start = self._now()
             self.pipeline.paint(state)
             decoded = self._now() - start
-        finally:
-            self.pipeline.decoder.sampler = sampler
-        # `scales` encodes the texts itself, which was timed alone before
-        loop = max(drawn - texts, 0.0)
-        parts = (texts, max(loop - self._sampling, 0.0), self._sampling, decoded, drawn + decoded)
+        texts, sampling = self._seconds["text_encoder"], self._seconds["sampler"]
+        parts = (texts, max(drawn - texts - sampling, 0.0), sampling, decoded, drawn + decoded)
         return dict(zip(PARTS, parts, strict=True))
 
-    def _timed(self, sampler: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            start = self._now()
-            draw = sampler(*arguments)
-            self._sampling += self._now() - start
-            return draw
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Time text encoder and sampler wherever they are called; remembered captions don't count as encoded ones."""
+        pipeline: Any = self.pipeline
+        encoder, sampler = pipeline.text_encoder, pipeline.decoder.sampler
+        memo = getattr(encoder, "memo", None)
+        pipeline.text_encoder, pipeline.decoder.sampler = (
+            self._timed("text_encoder", encoder),
+            self._timed("sampler", sampler),
+        )
+        if memo is not None:
+            encoder.memo = None
+        try:
+            yield
+        finally:
+            pipeline.text_encoder, pipeline.decoder.sampler = encoder, sampler
+            if memo is not None:
+                encoder.memo = memo
 
-        return call
+    def _timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            start = self._now()
+            result = call(*arguments)
+            self._seconds[part] += self._now() - start
+            return result
+
+        return timed
 
     def _now(self) -> float:
         if self.device.startswith("cuda"):

@@ -192,7 +192,8 @@ def batches(
         if side != expected[1]:
             raise ValueError(
                 f"pictures of different sizes: {picture.name} has {side[0]}x{side[1]} pixels, "
-                f"{expected[0]} has {expected[1][0]}x{expected[1][1]}"
+                f"{expected[0]} has {expected[1][0]}x{expected[1][1]}. Bring them to one size; "
+                "real pictures are resized with metric.items.NAME.reference.fit.size=drawn"
             )
         pixels.append(array)
         records.append(picture.record)
@@ -225,4 +226,4 @@ def _ahead(
 
 
 def _stack(pixels: Sequence[np.ndarray[Any, Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div(255)
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(255)

@@ -223,7 +223,7 @@ def pictures_of_shards(urls: str | Sequence[str], max_images: int | None = None)
                 return
             count += 1
             text = sample.files.get("txt", b"").decode("utf-8", "replace").strip()
-            yield Picture(f"{url}:{sample.key}", {"prompt": text}, data)
+            yield Picture(f"{url}:{sample.key}", {"prompt": text, "index": count - 1}, data)
 
 
 def _listed(urls: str | Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ def check(images: Tensor, prompts: Prompts | None = None) -> None:
 
 def as_uint8(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] as uint8, rounded: what an 8-bit file of them holds."""
-    return images.mul(255).round().clamp(0, 255).byte()
+    return images.mul(255).round_().clamp_(0, 255).byte()
 
 
 def bootstrap(values: Tensor, groups: Tensor | None = None, *, seed: int = 0) -> list[float]:

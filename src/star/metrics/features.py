@@ -150,7 +150,7 @@ class EffNetFeatures(FeatureNetwork):
 
     def prepare(self, images: Tensor) -> Tensor:
         """(B, 3, side, side) in [-1, 1], bicubic, antialiased where pictures are larger."""
-        scaled = as_uint8(images).float().div(127.5).sub(1)
+        scaled = as_uint8(images).float().div_(127.5).sub_(1)
         size = (self.side, self.side)
         if tuple(scaled.shape[2:]) != size:
             shrinks = max(scaled.shape[2:]) > self.side

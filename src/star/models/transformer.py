@@ -105,9 +105,7 @@ class STARTransformer(nn.Module):
                 f"adaptive norms take the pooled vector as it is: pooled_width {pooled_width} must be the width {width}"
             )
         self.width, self.num_heads, self.depth = width, num_heads, depth
-        self.first_sample_text = first_sample_text
-        self.mask = mask or ScaleMask()
-        self.position = position
+        self.first_sample_text, self.mask, self.position = first_sample_text, mask or ScaleMask(), position
         self.start = nn.Identity() if adaptive else nn.Linear(pooled_width, width)
         self.start_position = nn.Parameter(torch.empty(first_length, width))
         self.embed = nn.Linear(code_width, width)

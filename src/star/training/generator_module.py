@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from star.checkpoints.parts import check_widths
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.objectives.teacher_forcing import TeacherForcing
@@ -61,6 +62,8 @@ class GeneratorModule(LightningModule):
         super().__init__()
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout is a share of the captions, got {caption_dropout}")
+        encoder: Any = text_encoder
+        check_widths(transformer, encoder.pooled_width, encoder.context_width)
         self.transformer = transformer
         self.tokenizer = tokenizer.requires_grad_(False)
         self.text_encoder = text_encoder

@@ -31,6 +31,10 @@ FREE_TEXT = {
     "paths.run_dir",
     "paths.tokenizer",
     "paths.data",
+    "paths.pictures",
+    "paths.mjhq",
+    "shards",
+    "metric.weights",
 }
 
 

@@ -14,6 +14,7 @@ class ScaleDropout:
 
     Left alone, a small tokenizer writes everything into its finest map and uses a handful of codes in the others. A
     generator draws the tokens of a map independently of each other: they can't agree on what coarser maps left open.
+    The price is fine detail, so start low.
 
     Args:
         probability: share of the images that lose scales; how many they keep is uniform in 1 ... K - 1.

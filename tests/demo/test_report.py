@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from star.demo.__main__ import parse
+from star.demo.figures import captioned_grid, curves, read_series
+from star.demo.recipes import RECIPES
+from star.demo.report import write
+from star.demo.steps import Steps
+
+
+def metrics(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "metrics.csv"
+    file.write_text("epoch,step,train/loss,val/psnr\n0,1,3.0,\n0,2,2.0,\n0,2,,25.5\n0,3,1.0,\n")
+    return file
+
+
+def test_curves_are_read_by_step(tmp_path: Path) -> None:
+    file = metrics(tmp_path)
+    assert read_series(file) == {"train/loss": [(1, 3.0), (2, 2.0), (3, 1.0)], "val/psnr": [(2, 25.5)]}
+    curves(file, {"loss": ["train/*"], "quality": ["val/psnr"]}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
+    recipe = RECIPES["shapes"](tmp_path)
+    metrics(recipe.tokenizer_run)
+    metrics(recipe.generator_run)
+    scores = {"value": 0.75, "tasks": {"colors": 0.5}, "strict": 0.7, "images": 0.6, "num_images": 8}
+    recipe.evaluation.mkdir()
+    (recipe.evaluation / "card.json").write_text(
+        json.dumps({"results": {**scores, "shuffled": {**scores, "value": 0.031}}})
+    )
+    images = [np.full((8, 8, 3), value, np.uint8) for value in (0, 128)]
+    captioned_grid(["a <b>", "c"], {"drawn": images, "real": images}, tmp_path / "samples.png", per_row=2)
+    steps = Steps(tmp_path / "steps.json", {"tokenizer": {"seconds": 61.0, "finished": True, "peak_memory_gib": 1.5}})
+    write(recipe, steps, figures=[("Samples", tmp_path / "samples.png"), ("Absent", tmp_path / "absent.png")])
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts["alignment"]["drawn"]["value"] == 0.75
+    assert facts["alignment"]["shuffled"]["value"] == 0.031
+    assert facts["tokenizer"] == {"psnr": 25.5}
+    assert facts["seconds"]["total"] == 61.0
+    page = (tmp_path / "report.html").read_text()
+    assert "0.031" in page
+    assert "data:image/png;base64," in page
+    assert "Absent" not in page
+
+
+@pytest.mark.parametrize("argument", ["recipe=cats", "fresh=maybe", "colour=red"])
+def test_arguments_that_are_not_understood_are_named(argument: str) -> None:
+    with pytest.raises(ValueError, match=argument.split("=")[0]):
+        parse([argument])
+
+
+def test_recipes_go_to_their_own_folders() -> None:
+    assert parse([])[0].out == Path("outputs/demo")
+    assert parse(["recipe=emoji", "fresh=true"]) == (RECIPES["emoji"](Path("outputs/emoji")), True)

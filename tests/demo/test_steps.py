@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from star.demo.steps import Step, Steps, fingerprint
+
+
+def runner(tmp_path: Path, calls: list[str], *, recipe: int = 0, fail: str = "") -> list[Step]:
+    def work(name: str) -> None:
+        calls.append(name)
+        if name == fail:
+            raise RuntimeError("interrupted")
+        (tmp_path / name).mkdir(exist_ok=True)
+
+    return [
+        Step("a", "first", lambda: work("a"), recipe=1),
+        Step("b", "second", lambda: work("b"), recipe=recipe, owns=[tmp_path / "b"]),
+        Step("c", "third", lambda: work("c")),
+    ]
+
+
+def test_finished_steps_are_used_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    record = tmp_path / "steps.json"
+    Steps(record).run(runner(tmp_path, calls))
+    Steps(record).run(runner(tmp_path, calls))
+    assert calls == ["a", "b", "c"]
+    assert all(step["finished"] for step in json.loads(record.read_text()).values())
+
+
+def test_a_changed_recipe_redoes_the_step_and_all_behind_it(tmp_path: Path) -> None:
+    calls: list[str] = []
+    record = tmp_path / "steps.json"
+    Steps(record).run(runner(tmp_path, calls))
+    (tmp_path / "b" / "old").touch()
+    Steps(record).run(runner(tmp_path, calls, recipe=2))
+    assert calls == ["a", "b", "c", "b", "c"]
+    assert not (tmp_path / "b" / "old").exists()
+
+
+def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:
+    calls: list[str] = []
+    record = tmp_path / "steps.json"
+    with pytest.raises(RuntimeError, match="interrupted"):
+        Steps(record).run(runner(tmp_path, calls, fail="b"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "checkpoint").touch()
+    Steps(record).run(runner(tmp_path, calls))
+    assert calls == ["a", "b", "b", "c"]
+    assert (tmp_path / "b" / "checkpoint").exists()
+
+
+def test_a_failing_command_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="step x failed: python -c"):
+        Steps(tmp_path / "steps.json").run([Step("x", "fails", ["-c", "raise SystemExit(3)"])])
+
+
+def test_fingerprints_follow_content() -> None:
+    assert fingerprint("a", {"x": 1}) == fingerprint("a", {"x": 1})
+    assert fingerprint("a", {"x": 1}) != fingerprint("a", {"x": 2})

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from star.models.conditioning.word_transformer import WordTransformer
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.models.transformer import STARTransformer
+from star.objectives.teacher_forcing import TeacherForcing
+from star.sampling.decoder import ScaleWiseDecoder
+from star.sampling.samplers import Greedy
+from star.schedule import ScaleSchedule
+from star.training.generator_module import GeneratorModule
+from star.training.optim import AdamW
+from star.types import Batch, Condition
+
+
+class Listener(WordTransformer):
+    """Remembers what it was asked to encode."""
+
+    def forward(self, captions: Sequence[str]) -> Condition:
+        self.heard = list(captions)
+        return super().forward(captions)
+
+
+@pytest.fixture
+def module(
+    build_transformer: Callable[..., STARTransformer], tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule
+) -> GeneratorModule:
+    return GeneratorModule(
+        transformer=build_transformer(pooled_width=16, context_width=16),
+        tokenizer=tokenizer,
+        text_encoder=Listener(width=16, depth=1, num_heads=2, vocabulary_size=50),
+        objective=TeacherForcing(),
+        schedule=schedule,
+        optimizer=AdamW(1e-3),
+        caption_dropout=0.25,
+        decoder=lambda *parts: ScaleWiseDecoder(*parts, sampler=Greedy()),
+    )
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch(torch.rand(200, 3, 8, 8) * 2 - 1, [f"caption {i}" for i in range(200)])
+
+
+def test_a_share_of_the_captions_is_emptied_in_training_alone(module: GeneratorModule, batch: Batch) -> None:
+    module.train()
+    module.loss(batch, module.caption_dropout)
+    heard = module.text_encoder.heard
+    emptied = [said == "" for said in heard]
+    assert 25 < sum(emptied) < 75
+    kept = zip(heard, batch.captions, strict=True)
+    assert all(said == caption for said, caption in kept if said != "")
+    module.loss(batch, 0.0)
+    assert module.text_encoder.heard == batch.captions
+
+
+def test_the_tokenizer_stays_frozen_and_quiet(module: GeneratorModule, batch: Batch) -> None:
+    module.train()
+    few = Batch(batch.images[:3], batch.captions[:3])
+    before = [value.clone() for value in module.tokenizer.state_dict().values()]
+    module.loss(few, 0.0).total.backward()
+    assert not module.tokenizer.training
+    assert not any(parameter.requires_grad for parameter in module.tokenizer.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, module.tokenizer.state_dict().values(), strict=True))
+    optimizer, _ = module.optimizer.build(module.named_parameters(), 10)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert not held & {id(parameter) for parameter in module.tokenizer.parameters()}
+    assert held == {id(p) for part in (module.transformer, module.text_encoder) for p in part.parameters()}
+
+
+def test_pictures_are_drawn_beside_the_real_ones(module: GeneratorModule, batch: Batch) -> None:
+    few = Batch(batch.images[:2], batch.captions[:2])
+    shown = module.eval().sample_images(few)
+    assert shown["samples"].shape == shown["real"].shape == (2, 3, 8, 8)
+    torch.testing.assert_close(shown["real"], few.images.add(1).div(2))
+    module.decoder = None
+    assert module.sample_images(few) == {}
+
+
+def test_parts_that_do_not_fit_are_named(
+    build_transformer: Callable[..., STARTransformer], module: GeneratorModule, schedule: ScaleSchedule
+) -> None:
+    with pytest.raises(ValueError, match="width 12 .pooled. and 10"):
+        GeneratorModule(
+            transformer=build_transformer(),
+            tokenizer=module.tokenizer,
+            text_encoder=module.text_encoder,
+            objective=TeacherForcing(),
+            schedule=schedule,
+            optimizer=AdamW(1e-3),
+        )

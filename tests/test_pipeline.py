@@ -102,6 +102,14 @@ def test_a_training_checkpoint_and_the_folder_made_of_it_are_one_model(checkpoin
     assert "caption_dropout" not in json.dumps(record)
 
 
+def test_what_is_not_opened_is_not_claimed_by_the_copy(pipeline: STARPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "saved")
+    held = json.loads((tmp_path / "saved" / "config.json").read_text())
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(held | {"refiner": {"_target_": "x"}}))
+    STARPipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "config.json").read_text()) == held
+
+
 def test_another_preset_can_be_handed_over(pipeline: STARPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "saved")
     greedy = STARPipeline.from_pretrained(tmp_path / "saved", sampling={"sampler": Greedy()})

@@ -168,6 +168,8 @@ class STARPipeline:
         config = self.config
         if config is None:
             config = {"module": {name: describe(part) for name, part in {**named, "schedule": self.schedule}.items()}}
+        # a folder opened for drawing may have had more, a refiner, whose weights aren't here
+        config = {**config, "module": {name: config["module"][name] for name in (*DRAWING, "schedule")}}
         if "sampling" not in config:
             config = {**config, "sampling": _preset(self.decoder)}
         state = {f"{part}.{name}": value for part, own in named.items() for name, value in own.state_dict().items()}

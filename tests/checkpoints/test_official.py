@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
+from star.nn.masks import ScaleMask
 from star.nn.position import AbsolutePosition, Rotary2D
 from star.schedule import ScaleSchedule
 from star.types import Condition
@@ -224,6 +226,40 @@ def test_everything_that_does_not_fit_is_in_one_table() -> None:
         assert [name, ours, theirs] in [line.split() for line in lines]
 
 
+@pytest.mark.parametrize("adaptive_norm", ["own", "shared"])
+def test_class_conditional_var_without_its_positions_is_not_taken_for_a_rotary_model(adaptive_norm: str) -> None:
+    tensors = dump_transformer(var(adaptive_norm))
+    del tensors["pos_1LC"]
+    with pytest.raises(ValueError, match=r"1 missing, 0 unexpected, 0 reshaped(.|\n)*pos_1LC +1x14x32 +missing"):
+        load_transformer(tensors, schedule=SCHEDULE)
+
+
+@pytest.mark.parametrize("changed", [torch.zeros(2, 32), torch.zeros(0), torch.zeros(1, 3, 32)])
+def test_a_schedule_that_does_not_fit_stands_below_the_table(changed: Tensor) -> None:
+    tensors = dump_transformer(var("own")) | {"lvl_embed.weight": changed, "novelty": torch.zeros(2)}
+    del tensors["lvl_1L"], tensors["word_embed.bias"]
+    with pytest.raises(ValueError, match="1 missing, 1 unexpected, 1 reshaped") as caught:
+        load_transformer(tensors, schedule=SCHEDULE)
+    assert all(name in str(caught.value) for name in ("lvl_embed.weight", "word_embed.bias", "novelty"))
+    assert ("trained on 2 scales" in str(caught.value).splitlines()[-1]) == (changed.shape == (2, 32))
+
+
+@pytest.mark.parametrize("shape", [(0,), (1, 1, 14, 32), (1, 15, 32)])
+def test_positions_of_another_shape_are_in_the_table(shape: tuple[int, ...]) -> None:
+    tensors = dump_transformer(var("own")) | {"pos_1LC": torch.zeros(shape)}
+    with pytest.raises(ValueError, match=rf"1 reshaped(.|\n)*pos_1LC +1x14x32 +{'x'.join(map(str, shape))}"):
+        load_transformer(tensors, schedule=SCHEDULE)
+    with pytest.raises(ValueError, match="pos_1LC +1x5x32") if len(shape) != 3 else nullcontext():
+        load_transformer(tensors, schedule=ScaleSchedule.square(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.complex64])
+def test_weights_are_real_numbers(dtype: torch.dtype) -> None:
+    tensors = dump_transformer(star()) | {"pos_start": torch.zeros(1, 1, 32, dtype=dtype)}
+    with pytest.raises(ValueError, match=r"aren't real numbers: pos_start \(torch"):
+        load_transformer(tensors, schedule=SCHEDULE)
+
+
 def test_the_wrong_reader_says_what_the_file_holds() -> None:
     generator, vae = dump_transformer(star()), dump_tokenizer(tokenizer())
     with pytest.raises(ValueError, match=r"no tokenizer.*'encoder\.down.*'pos_start'|no tokenizer"):
@@ -274,3 +310,23 @@ def test_the_report_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_model_that_the_release_does_not_know_is_not_written() -> None:
     with pytest.raises(ValueError, match="without level embeddings"):
         dump_transformer(star(level_embedding=False))
+    with pytest.raises(ValueError, match="a scale sees all earlier ones, in this model only 1"):
+        dump_transformer(star(mask=ScaleMask(1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": 8}, "groups is 8, there 32, groups of the decoder is 8, there 32"),
+        ({"ratio": 0.25}, "ratio of phi is 0.25, there 0.5"),
+        ({"composition": "independent"}, "composition is independent, there residual"),
+    ],
+)
+def test_a_tokenizer_that_the_release_would_read_in_another_way_is_not_written(
+    change: dict[str, Any], message: str
+) -> None:
+    written = tokenizer(**{name: value for name, value in change.items() if name == "groups"})
+    written.quantizer.phi.ratio = change.get("ratio", 0.5)
+    written.quantizer.composition = change.get("composition", "residual")
+    with pytest.raises(ValueError, match=message):
+        dump_tokenizer(written)

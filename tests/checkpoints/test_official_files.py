@@ -73,7 +73,9 @@ def test_a_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Path("harmful.pickle").write_bytes(pickle.dumps(Harmful(), protocol=2))
     Path("short.pth").write_bytes(b"PK")
     Path("short.safetensors").write_bytes(b"12")
-    for name in ("harmful.pth", "harmful.pickle", "short.pth", "short.safetensors"):
+    Path("text.pth").write_bytes(b"hello")
+    Path("byte.pth").write_bytes(b"\x80")
+    for name in ("harmful.pth", "harmful.pickle", "short.pth", "short.safetensors", "text.pth", "byte.pth"):
         with pytest.raises(ValueError, match=f"{name} can't be opened as a file of tensors"):
             load_transformer(name, schedule=SCHEDULE)
     assert not Path("harm").exists()
@@ -87,6 +89,10 @@ def test_what_holds_no_tensors_is_refused(tmp_path: Path) -> None:
         read_official(tmp_path / "list.pth", "var_wo_ddp")
     with pytest.raises(ValueError, match="it holds nothing"):
         read_official({}, "var_wo_ddp")
+    with pytest.raises(ValueError, match="holds a Tensor called 'var_wo_ddp'"):
+        read_official({"trainer": {"var_wo_ddp": torch.zeros(3)}}, "var_wo_ddp")
+    with pytest.raises(ValueError, match="besides tensors it holds 0"):
+        read_official({0: torch.zeros(3)}, "var_wo_ddp")  # type: ignore[dict-item]
 
 
 def test_opened_weights_can_be_trained_and_leave_the_file_alone(tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path, generator: Checkpoi
     file.write_text(json.dumps({name: value for name, value in record.items() if name != "schedule"}))
     with pytest.raises(ValueError, match="has no schedule"):
         read_pretrained(tmp_path)
+    file.write_text(json.dumps(record | {"schedule": None, "position": None, "files": None}))
+    with pytest.raises(ValueError, match="has no schedule, files, position"):
+        read_pretrained(tmp_path)
     file.write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         read_pretrained(tmp_path)

@@ -170,6 +170,19 @@ def test_first_sample_text_draws_one_prompt_at_a_time(
         torch.testing.assert_close(alone.f_hat[0], batch.f_hat[row])
 
 
+def test_first_sample_text_refuses_what_makes_a_batch_of_one_picture(
+    build_transformer: Build, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, condition: Condition
+) -> None:
+    model = build_transformer(first_sample_text=True)
+    doubling = ScaleWiseDecoder(
+        model, tokenizer, schedule, sampler=Greedy(), search=lambda state, k: state.select(torch.tensor([0, 0]))
+    )
+    with pytest.raises(ValueError, match="first_sample_text draws one by one"):
+        doubling(condition.select(torch.tensor([0])), None, [1])
+    with pytest.raises(ValueError, match="3 texts need as many seeds, got 2"):
+        ScaleWiseDecoder(model, tokenizer, schedule, sampler=Greedy())(condition, None, [1, 2])
+
+
 def test_what_is_missing_is_named(
     build_transformer: Build, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, condition: Condition
 ) -> None:

@@ -162,10 +162,11 @@ def load_transformer_with_report(
     """
     official = read_official(source, "var_wo_ddp")
     sizes = transformer_sizes(official.shapes, source=official.name, num_heads=num_heads)
-    official, notes = begin_of(official, schedule, levels="lvl_embed.weight")
+    official, notes, problem = begin_of(official, schedule, levels="lvl_embed.weight")
     with blank():
         if position is None:
-            position = Rotary2D() if sizes.positions is None else AbsolutePosition(sizes.width, schedule=schedule)
+            learned = sizes.positions is not None or sizes.adaptive_norm != "none"  # as in every class-conditional VAR
+            position = AbsolutePosition(sizes.width, schedule=schedule) if learned else Rotary2D()
         model = STARTransformer(
             **_shared_sizes(sizes, schedule),
             context_width=sizes.context_width,
@@ -176,7 +177,7 @@ def load_transformer_with_report(
             first_sample_text=first_sample_text,
         )
     leftovers = STAR_LEFTOVERS if sizes.adaptive_norm == "none" else VAR_LEFTOVERS
-    return _fill(model, official, names_of_transformer(model), leftovers, dtype=dtype, notes=notes)
+    return _fill(model, official, names_of_transformer(model), leftovers, dtype=dtype, notes=notes, problem=problem)
 
 
 def load_refiner(
@@ -216,10 +217,10 @@ def load_refiner_with_report(
     """
     official = read_official(source, "var_wo_ddp")
     sizes = refiner_sizes(official.shapes, source=official.name, num_heads=num_heads)
-    official, notes = begin_of(official, schedule, levels="lvl_embed_2.weight")
+    official, notes, problem = begin_of(official, schedule, levels="lvl_embed_2.weight")
     with blank():
         model = Refiner(**_shared_sizes(sizes, schedule), position=position or Rotary2D())
-    return _fill(model, official, refiner_names(), REFINER_LEFTOVERS, dtype=dtype, notes=notes)
+    return _fill(model, official, refiner_names(), REFINER_LEFTOVERS, dtype=dtype, notes=notes, problem=problem)
 
 
 def load_class_labels(source: Source, *, dtype: torch.dtype | None = None) -> ClassLabelEncoder:
@@ -256,8 +257,9 @@ def _fill(
     *,
     dtype: torch.dtype | None,
     notes: tuple[str, ...],
+    problem: str | None = None,
 ) -> tuple[Model, LoadReport]:
-    """Give a model on the meta device its tensors, once all of them fit."""
+    """Give a model on the meta device its tensors, once all of them fit; `problem`: why they can't be meant."""
     ours = {rename(name): (name, parameter) for name, parameter in model.state_dict().items()}
     unused = [
         Leftover(name, tensor.numel(), reason)
@@ -267,7 +269,12 @@ def _fill(
     ignored = {leftover.name for leftover in unused}
     used = {name: tensor for name, tensor in official.tensors.items() if name not in ignored}
     expected = {name: (1,) * leading_axes(name) + tuple(parameter.shape) for name, (_, parameter) in ours.items()}
-    compare(expected, {name: tuple(tensor.shape) for name, tensor in used.items()}, source=official.name)
+    found = {name: tuple(tensor.shape) for name, tensor in used.items()}
+    compare(expected, found, source=official.name, hint=problem)
+    if problem is not None:
+        raise ValueError(problem)
+    if wrong := [f"{name} ({tensor.dtype})" for name, tensor in used.items() if not tensor.is_floating_point()]:
+        raise ValueError(f"{official.name} has weights that aren't real numbers: {', '.join(wrong)}")
     dtypes = {tensor.dtype for tensor in used.values()}
     if dtype is None and len(dtypes) > 1:
         dtype = torch.float32

@@ -62,7 +62,8 @@ def _open(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         # mapped, not read: pages come in as tensors are used and cost no memory of their own
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+    # what PyTorch's unpickler raises for bytes that are no pickle depends on the first of them
+    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, LookupError, ValueError) as error:
         raise ValueError(
             f"{path} can't be opened as a file of tensors (nothing else is ever unpickled): {error}"
         ) from error
@@ -78,7 +79,9 @@ def _unwrap(held: Mapping[str, Any], name: str, part: str) -> OfficialTensors:
             raise ValueError(f"{name} holds no {part!r} under 'trainer', only {', '.join(map(repr, trainer))}")
         sides = _sides(trainer.get("config"))
         held = trainer[part]
-    others = [key for key, value in held.items() if not isinstance(value, Tensor)]
+        if not isinstance(held, Mapping):
+            raise ValueError(f"{name} holds a {type(held).__name__} called {part!r}, not a state dict")
+    others = [key for key, value in held.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if others or not held:
         shown = ", ".join(map(repr, others[:8])) or "nothing"
         raise ValueError(f"{name} isn't a released state dict: besides tensors it holds {shown}")

@@ -221,6 +221,7 @@ def _vote(shapes: Shapes, *places: Place) -> int:
     votes: Counter[int] = Counter()
     for pattern, axis in places:
         votes.update(shape[axis] for name, shape in shapes.items() if re.fullmatch(pattern, name) and axis < len(shape))
+    del votes[0]  # no model is empty
     return votes.most_common(1)[0][0] if votes else 1
 
 

@@ -22,10 +22,22 @@ def dump_tokenizer(tokenizer: MultiScaleTokenizer, *, schedule: ScaleSchedule | 
         schedule: the scales for which VAR counts uses of codes while training; the counts, which start at 0, are only
             written with it.
 
+    Raises:
+        ValueError: when the release, which reads the same shapes in one way only, would draw other pictures with it.
+
     """
+    quantizer = tokenizer.quantizer
+    fixed = {
+        "groups": (tokenizer.encoder.norm.num_groups, 32),
+        "groups of the decoder": (tokenizer.decoder.norm.num_groups, 32),
+        "composition": (quantizer.composition, "residual"),
+        "ratio of phi": (quantizer.phi.ratio, 0.5),
+    }
+    if other := [f"{name} is {own}, there {theirs}" for name, (own, theirs) in fixed.items() if own != theirs]:
+        raise ValueError(f"the released layout can't say how this tokenizer computes: {', '.join(other)}")
     tensors = _renamed(tokenizer, names_of_tokenizer(tokenizer))
     if schedule is not None:
-        weight = tokenizer.quantizer.codebook.weight
+        weight = quantizer.codebook.weight
         tensors["quantize.ema_vocab_hit_SV"] = weight.new_zeros(len(schedule), weight.shape[0])
     return tensors
 
@@ -44,6 +56,8 @@ def dump_transformer(transformer: STARTransformer, *, class_embedding: Tensor | 
     """
     if transformer.level is None:
         raise ValueError("the released layout has no model without level embeddings")
+    if transformer.mask.order is not None:
+        raise ValueError(f"in the releases a scale sees all earlier ones, in this model only {transformer.mask.order}")
     tensors = _renamed(transformer, names_of_transformer(transformer)) | _key_biases(transformer, "blocks")
     position = transformer.position
     if transformer.head.modulation is not None and isinstance(position, AbsolutePosition):

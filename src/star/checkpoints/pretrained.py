@@ -48,7 +48,8 @@ def read_pretrained(directory: str | Path) -> Checkpoint:
         raise ValueError(
             f"{folder} is of version {record.get('format_version')} of the format, this code reads version {VERSION}"
         )
-    if lacking := [name for name in ("schedule", "position", "files") if name not in record]:
+    needed = ("schedule", "files", *(() if record.get("transformer") is None else ("position",)))
+    if lacking := [name for name in needed if record.get(name) is None]:
         raise ValueError(f"{folder / CONFIG} is damaged: it has no {', '.join(lacking)}")
     module = {name: record[name] for name in ("schedule", *PARTS) if record.get(name) is not None}
     if "transformer" in module:

@@ -59,13 +59,14 @@ class LoadReport:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def compare(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, source: str) -> None:
+def compare(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, source: str, hint: str | None = None) -> None:
     """Raise one ValueError that shows every difference, unless names and shapes are the same.
 
     Args:
         expected: shape of every tensor that the model needs, by name.
         found: shape of every tensor that the checkpoint holds, leftovers taken out.
         source: what the message calls the checkpoint.
+        hint: what may explain a difference, shown below the table.
 
     Raises:
         ValueError: when a tensor is missing, unexpected or of another shape.
@@ -81,7 +82,8 @@ def compare(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, source
     if missing or unexpected or reshaped:
         counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} reshaped tensors"
         rows = [("tensor", "model", "checkpoint"), *missing, *unexpected, *reshaped]
-        raise ValueError("\n".join([f"{source} doesn't fit the model: {counts}", *_columns(rows)]))
+        below = [] if hint is None else [hint]
+        raise ValueError("\n".join([f"{source} doesn't fit the model: {counts}", *_columns(rows), *below]))
 
 
 def _show(shape: Shape) -> str:

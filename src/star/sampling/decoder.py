@@ -115,7 +115,10 @@ class ScaleWiseDecoder:
             ValueError: for another number of seeds than texts, or guidance without an empty text.
 
         """
-        if self.transformer.first_sample_text and len(condition) > 1:
+        if len(seeds) != len(condition):
+            raise ValueError(f"{len(condition)} texts need as many seeds, got {len(seeds)}")
+        # search may double a lone picture
+        if self.transformer.first_sample_text and (len(condition) > 1 or self.search is not None):
             yield from self._one_by_one(condition, empty, seeds)
             return
         state = self._start(condition, empty, seeds)
@@ -150,8 +153,6 @@ class ScaleWiseDecoder:
         return self.tokenizer.decode(state.f_hat).add(1).div(2)
 
     def _start(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> DecodeState:
-        if len(seeds) != len(condition):
-            raise ValueError(f"{len(condition)} texts need as many seeds, got {len(seeds)}")
         device = condition.pooled.device
         images = len(condition)
         if self.guidance is not None:

@@ -34,7 +34,7 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     scores = {"value": 0.75, "tasks": {"colors": 0.5}, "strict": 0.7, "images": 0.6, "num_images": 8}
     recipe.evaluation.mkdir()
     (recipe.evaluation / "card.json").write_text(
-        json.dumps({"results": {**scores, "shuffled": {**scores, "value": 0.031}}})
+        json.dumps({"value": scores.pop("value"), "results": {**scores, "shuffled": {**scores, "value": 0.031}}})
     )
     images = [np.full((8, 8, 3), value, np.uint8) for value in (0, 128)]
     captioned_grid(["a <b>", "c"], {"drawn": images, "real": images}, tmp_path / "samples.png", per_row=2)

@@ -64,9 +64,10 @@ def collect(recipe: Recipe, steps: Steps) -> dict[str, Any]:
         "generator": last_values(recipe.generator_run / "metrics.csv", "val/"),
     }
     facts["seconds"]["total"] = round(sum(facts["seconds"].values()), 1)
-    card = recipe.evaluation / "card.json"
-    if recipe.scored and card.is_file():
-        results = json.loads(card.read_text())["results"]
+    scored = recipe.evaluation / "card.json"
+    if recipe.scored and scored.is_file():
+        card = json.loads(scored.read_text())
+        results = {"value": card["value"], **card["results"]}
         drawn = {name: results[name] for name in ("value", "tasks", "strict", "images", "num_images")}
         facts["alignment"] = {"drawn": drawn} | {name: results[name] for name in COLUMNS if name in results}
     return facts

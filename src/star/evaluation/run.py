@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def shared_facts(context: Context) -> dict[str, Any]:
 
 def write(out: Path, cards: Mapping[str, Card], results: Mapping[str, Result]) -> None:
     """`card.json`: the metric's card, or of several `values` and `cards`; and the report."""
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     if len(cards) == 1:
         content = {**next(iter(cards.values())), "date": date}
     else:

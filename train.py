@@ -1,4 +1,4 @@
-"""Train a tokenizer, a generator or a sampler: `python train.py --help`."""
+"""Train a tokenizer or a generator: `python train.py --help`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Condition:
         context_mask: (B, T) bool, False on padding; None when there is no context.
 
     Raises:
-        ValueError: when the parts disagree about B or T, or when a text has no valid token.
+        ValueError: when the parts disagree about B or T, or context and its mask don't come together.
 
     """
 

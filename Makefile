@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo emoji test lint format clean
+.PHONY: setup demo emoji studies docs test lint format clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,14 @@ demo: setup
 emoji: setup
 	$(RUN) -m star.demo recipe=emoji $(if $(FRESH),fresh=true)
 
+# the paper in miniature, on the demo's tokenizer: outputs/studies and docs/studies.md; ONLY=position,topk chooses
+studies: demo
+	$(RUN) -m star.studies $(if $(ONLY),only=$(ONLY))
+
+# the site, in site/; nothing is fetched, a dead link is an error
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 test: setup lint
 	$(RUN) -m pytest -n 2 --durations=10
 
@@ -34,4 +42,4 @@ format: setup
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf outputs multirun
+	rm -rf outputs multirun site

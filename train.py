@@ -1,4 +1,4 @@
-"""Train a tokenizer or a generator: `python train.py --help`."""
+"""Train a tokenizer, a generator or a sampler: `python train.py --help`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from star.utils.cli import plain, prepare, readable_errors
+from star.utils.launch import prepare_launch
 
 log = logging.getLogger("train")
 
@@ -18,6 +19,7 @@ log = logging.getLogger("train")
 def main(cfg: DictConfig) -> float | None:
     """Compose, seed, instantiate, fit; returns the metric that sweeps optimise."""
     with readable_errors():
+        prepare_launch(HydraConfig.get(), cfg.trainer)
         from star.training.run import Run
 
         cfg.paths.run_dir = HydraConfig.get().runtime.output_dir

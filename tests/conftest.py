@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +27,38 @@ from star.types import Condition
 def one_thread() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., list[Any]]]:
+    """Starts a function in forked processes, several as ranks that find each other, and returns them."""
+    processes: list[Any] = []
+
+    def start(function: Callable[[], Any], *, count: int = 1, **environment: str) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+
+        def work(rank: int) -> None:
+            os.environ.update(environment)
+            if count > 1:
+                ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+                os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+            function()
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks beside threads, since Python 3.12
+            new = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(count)]
+            for process in new:
+                process.start()
+        processes.extend(new)
+        return new
+
+    yield start
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+        process.join()
 
 
 @pytest.fixture

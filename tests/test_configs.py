@@ -10,6 +10,7 @@ import torch
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from star.sampling.speed import Speed
 from star.utils.cli import compose, plain
 from star.utils.instantiate import instantiate
 
@@ -30,6 +31,7 @@ TRAIN_GROUPS = (
     "logger",
     "callbacks",
     "experiment",
+    "hparams_search",
     "debug",
 )
 TOY = [
@@ -96,6 +98,12 @@ def test_every_preset_is_built(name: str, option: str) -> None:
         assert callable(instantiate(preset))
     else:
         assert option == "from_checkpoint"
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+@pytest.mark.parametrize("option", options("speed"))
+def test_every_speed_is_built(name: str, option: str) -> None:
+    assert isinstance(instantiate(plain(compose(name, [f"speed={option}"]))["speed"]), Speed)
 
 
 @pytest.mark.parametrize("option", options("pretrained"))

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from star.drawing import draw, merge_preset, plan, save
+from star.drawing import draw, merge_preset, plan
+from star.schedule import ScaleSchedule
+from star.utils.png import write_png as save
 
 SETTINGS = {"negative_prompt": "", "sampling": {}}
 PROMPTS = [{"prompt": f"p{i}"} for i in range(5)]
@@ -21,11 +23,14 @@ class Pipeline:
     """Pictures whose colour tells their seed; remembers the batches it was asked for."""
 
     identity = "weights"
+    schedule = ScaleSchedule.square(1, 2)
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], *, negative_prompt: str = "") -> Tensor:
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], *, negative_prompt: str = "", watch: Any) -> Tensor:
+        for step in ((0, 1, 1), (1, 1, 2), (1, 2, 2)):
+            watch(*step)
         self.asked.append(list(seeds))
         return torch.tensor(seeds).float().div(255).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
 

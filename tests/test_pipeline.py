@@ -10,12 +10,15 @@ import torch
 
 from star.checkpoints.describe import describe
 from star.checkpoints.pretrained import read_pretrained, write_pretrained
+from star.checkpoints.refiner import export_refiner
 from star.models.conditioning.class_label import ClassLabelEncoder
 from star.models.conditioning.word_transformer import WordTransformer
+from star.models.refiner import Refiner
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
-from star.nn.position import AbsolutePosition
-from star.pipeline import STARPipeline
+from star.nn.position import AbsolutePosition, Rotary2D
+from star.pipeline import PRECISIONS, STARPipeline
+from star.sampling.causal_driven import CausalDriven
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.samplers import Greedy, TopKTopP
 from star.schedule import ScaleSchedule
@@ -179,6 +182,89 @@ def test_what_cannot_be_opened_is_said(pipeline: STARPipeline, tmp_path: Path) -
     file.write_text(json.dumps(record | {"text_encoder": {"_target_": "os.system", "command": "touch pwned"}}))
     with pytest.raises(ValueError, match=r"'os\.system', which is not one of this package's classes"):
         STARPipeline.from_pretrained(tmp_path / "saved")
+
+
+@pytest.fixture
+def refined(parts: dict[str, Any], schedule: ScaleSchedule) -> STARPipeline:
+    """The same parts, and a refiner that a preset of causal-driven sampling asks."""
+    refiner = Refiner(
+        width=32,
+        num_heads=4,
+        codebook_size=32,
+        code_width=8,
+        pooled_width=8,
+        num_levels=len(schedule),
+        position=Rotary2D(),
+    )
+    refiner.adopt(parts["transformer"].head, parts["tokenizer"].quantizer.codebook.weight)
+    sampler = CausalDriven(steps=[2, 4], first_scale=2, top_k=16)
+    return STARPipeline(**parts | {"refiner": refiner, "decoder": parts["decoder"] | {"sampler": sampler}})
+
+
+def without_refiner(parts: dict[str, Any], refined: STARPipeline) -> dict[str, Any]:
+    return {"sampler": refined.decoder.sampler, "guidance": parts["decoder"]["guidance"]}
+
+
+def test_a_refiner_is_saved_and_opened_with_the_rest(refined: STARPipeline, tmp_path: Path) -> None:
+    before = refined.draw(PROMPTS, [0, 1])
+    refined.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "refiner.safetensors").is_file()
+    for open_it in (STARPipeline.from_pretrained, STARPipeline.from_checkpoint):
+        again = open_it(tmp_path / "saved")
+        assert torch.equal(again.draw(PROMPTS, [0, 1]), before)
+        assert not again.refiner.training  # type: ignore[union-attr]
+    plain = STARPipeline.from_pretrained(tmp_path / "saved", sampling={"sampler": Greedy()})
+    assert plain.refiner is not None
+    plain.set_preset({"sampler": refined.decoder.sampler, "guidance": refined.decoder.guidance})
+    assert torch.equal(plain.draw(PROMPTS, [0, 1]), before)
+
+
+def test_a_refiner_lies_beside_its_generator_or_is_named(
+    parts: dict[str, Any], checkpoint: Path, refined: STARPipeline, tmp_path: Path
+) -> None:
+    preset = without_refiner(parts, refined)
+    with pytest.raises(ValueError, match="needs a refiner: train one"):
+        STARPipeline.from_checkpoint(checkpoint, sampling=preset)
+    run = torch.load(checkpoint)
+    state = run["state_dict"] | {f"refiner.{name}": value for name, value in refined.refiner.state_dict().items()}  # type: ignore[union-attr]
+    module = run["config"]["module"] | {"refiner": describe(refined.refiner)}
+    sampler = {"state_dict": state, "config": {**run["config"], "task": "sampler", "module": module}}
+    expected = refined.draw(PROMPTS, [0, 1])
+    elsewhere = tmp_path / "elsewhere.ckpt"
+    torch.save(export_refiner(sampler), elsewhere)
+    named = STARPipeline.from_checkpoint(checkpoint, refiner=elsewhere, sampling=preset)
+    assert torch.equal(named.draw(PROMPTS, [0, 1]), expected)
+    elsewhere.rename(tmp_path / "refiner.ckpt")
+    beside = STARPipeline.from_checkpoint(checkpoint, sampling=preset)
+    assert torch.equal(beside.draw(PROMPTS, [0, 1]), expected)
+    assert STARPipeline.from_checkpoint(checkpoint).refiner is None  # its own preset needs none
+    torch.save(sampler, tmp_path / "sampler.ckpt")
+    complete = STARPipeline.from_checkpoint(tmp_path / "sampler.ckpt", sampling=preset)
+    assert torch.equal(complete.draw(PROMPTS, [0, 1]), expected)
+    assert complete.identity == named.identity == STARPipeline.from_checkpoint(checkpoint).identity
+    with pytest.raises(ValueError, match="a refiner alone: give its generator as ckpt="):
+        STARPipeline.from_checkpoint(tmp_path / "refiner.ckpt", sampling=preset)
+
+
+def test_a_refiner_of_another_generator_is_refused(
+    parts: dict[str, Any], checkpoint: Path, refined: STARPipeline, tmp_path: Path
+) -> None:
+    config = {"task": "sampler", "generator_hash": "0123456789abcdef"}
+    config["module"] = {"refiner": describe(refined.refiner), "schedule": describe(parts["schedule"])}  # type: ignore[assignment]
+    state = {f"refiner.{name}": value for name, value in refined.refiner.state_dict().items()}  # type: ignore[union-attr]
+    torch.save({"state_dict": state, "config": config}, tmp_path / "refiner.ckpt")
+    identity = STARPipeline.from_checkpoint(checkpoint).identity
+    with pytest.raises(ValueError, match=f"on the generator 0123456789abcdef, but .* is {identity}"):
+        STARPipeline.from_checkpoint(checkpoint, sampling=without_refiner(parts, refined))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_refiner_draws_in_half_precision(refined: STARPipeline, tmp_path: Path, precision: str) -> None:
+    refined.save_pretrained(tmp_path / "saved")
+    write_pretrained(tmp_path / "half", read_pretrained(tmp_path / "saved"), dtype=torch.float16)
+    opened = STARPipeline.from_pretrained(tmp_path / "half", precision=precision)
+    assert {value.dtype for value in opened.refiner.parameters()} == {PRECISIONS[precision]}  # type: ignore[union-attr]
+    assert opened.draw(PROMPTS, [0, 1]).isfinite().all()
 
 
 def test_a_text_encoder_of_another_width_is_refused_before_it_is_multiplied(parts: dict[str, Any]) -> None:

@@ -54,6 +54,19 @@ def test_command_writes_table_and_plots(runs: list[Path], tmp_path: Path, capsys
     assert names == {"report.md", "fid_mjhq_parts.png", "fid_mjhq_against_time.png"}
 
 
+def test_other_counts_and_other_references_are_not_put_side_by_side() -> None:
+    def run(name: str, **card: Any) -> Run:
+        return Run(name, {"fid": done("fid", 1.0, **card)})
+
+    few = {"standard": False, "deviations": ["40 pictures instead of 30000"]}
+    table = lines([run("a", **few), run("b", facts={"reference": "x"}), run("c", facts={"reference": "y"})])
+    assert [row[0] for row in table[1:]] == [
+        "fid (fid, not standard, 40 pictures instead of 30000)",
+        "fid (fid, to x)",
+        "fid (fid, to y)",
+    ]
+
+
 def test_folders_of_one_name_are_told_apart() -> None:
     runs = [Run("out", {}), Run("out", {}), Run("c", {})]
     found = named(runs, [Path("/x/a/out"), Path("/x/b/out"), Path("/x/c")])

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from star.checkpoints import io
+from star.checkpoints.refiner import export_refiner
 from star.data.shapes import ShapesSettings, write_shards
 
 ROOT = Path(__file__).parents[1]
@@ -273,6 +274,26 @@ def test_what_a_user_gets_wrong_is_said_in_one_message(
 
 
 @pytest.mark.slow
+def test_a_stage_begins_with_the_one_before(data: Path, tokenizer_run: Path, tmp_path: Path) -> None:
+    """With other token maps, and windows of them trained; going on with the old stage's training is refused."""
+    before, later = tmp_path / "before", tmp_path / "later"
+    train_generator(data, tokenizer_run, before, 1, "position=absolute")
+    stage = ["resolution=32", "schedule.sizes=[1,2,4]", "position=absolute", "train_tokens=local_window"]
+    said = train_generator(data, tokenizer_run, later, 2, *stage, f"init_from={before}", "resume_from=auto")
+    assert "2 to 3 levels, by relative position" in said
+    assert "'1 2' to '1 2 4', interpolated" in said
+    assert "another tokenizer" not in said
+    old, new = (io.read(run)["state_dict"] for run in (before, later))
+    assert new["transformer.level.weight"].shape[0] == old["transformer.level.weight"].shape[0] + 1
+    said = train_generator(data, tokenizer_run, later, 3, *stage, f"init_from={before}", "resume_from=auto")
+    assert "grown" not in said
+    assert io.read(later)["global_step"] == 3
+    said = train_generator(data, tokenizer_run, tmp_path / "x", 2, *stage, f"resume_from={before}", code=1)
+    assert "to begin a new training with its weights, of another stage, too, use init_from=" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
 def test_a_sweep_trains_every_combination(data: Path, tokenizer_run: Path, tmp_path: Path) -> None:
     train_generator(data, tokenizer_run, tmp_path / "sweep", 1, "-m", "position=normalized,absolute")
     for job, position in (("0", "Rotary2D"), ("1", "AbsolutePosition")):
@@ -287,3 +308,48 @@ def test_a_checkpoint_is_scored(generator_run: Path, tmp_path: Path) -> None:
     card = json.loads((tmp_path / "e" / "card.json").read_text())
     assert 0 <= card["value"] <= 1
     assert card["count"] == 264
+
+
+@pytest.mark.slow
+def test_a_sampler_is_trained_on_a_frozen_generator_and_draws(
+    data: Path, generator_run: Path, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sampler"
+    options = ["task=sampler", *TINY, "trainer.val_check_interval=2", f"paths.data={data}", f"paths.run_dir={folder}"]
+    said = run("train.py", *options, "trainer.max_steps=2", code=1)
+    assert "set init_from to a run directory, checkpoint or converted folder of task=generator" in said
+    said = run("train.py", *options, "trainer.max_steps=2", f"init_from={tokenizer_run}", code=1)
+    assert "of task=tokenizer and has no generator" in said
+    said = run("train.py", *options, "model.depth=2", f"init_from={generator_run}", "trainer.max_steps=2", code=1)
+    assert "another generator than this run describes (transformer.depth: 1, not 2)" in said
+    assert "Traceback" not in said
+    both = [f"init_from={generator_run}", "resume_from=auto"]
+    run("train.py", *options, "trainer.max_steps=2", *both)
+    middle = io.read(folder)
+    run("train.py", *options, "trainer.max_steps=4", *both)
+    last, generator = io.read(folder), io.read(generator_run)
+    assert last["global_step"] == 4
+    frozen = io.weights(generator)
+    for name, value in frozen.items():
+        assert torch.equal(last["state_dict"][name], value), name
+    trained = {name for name in last["state_dict"] if name not in frozen}
+    assert {name.partition(".")[0] for name in trained} == {"refiner"}
+    assert not all(torch.equal(last["state_dict"][name], middle["state_dict"][name]) for name in trained)
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert "val/generator_accuracy" in rows[0]
+    assert list((folder / "pictures").glob("samples_*.png"))
+    pictures = [tmp_path / name for name in ("complete", "named", "beside")]
+    run("sample.py", f"ckpt={folder}", "prompt=a red circle", f"out={pictures[0]}")
+    named = ["prompt=a red circle", "sampling=causal_driven"]
+    run("sample.py", f"ckpt={generator_run}", f"refiner={folder}", *named, f"out={pictures[1]}")
+    torch.save(export_refiner(io.read(folder)), tmp_path / "refiner.ckpt")
+    torch.save(io.export(generator), tmp_path / "star.ckpt")
+    run("sample.py", f"ckpt={tmp_path / 'star.ckpt'}", *named, f"out={pictures[2]}")
+    drawn = [np.asarray(Image.open(folder / "00000.png")) for folder in pictures]
+    assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
+    held = [json.loads((folder / "settings.json").read_text()) for folder in pictures]
+    assert len({(settings["refiner"], settings["weights"]) for settings in held}) == 1
+    (tmp_path / "refiner.ckpt").unlink()
+    said = run("sample.py", f"ckpt={tmp_path / 'star.ckpt'}", *named, f"out={tmp_path / 'none'}", code=1)
+    assert "needs a refiner: train one" in said
+    assert not list((tmp_path / "none").glob("*.png"))

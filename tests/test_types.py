@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from star.types import Condition, LossReport
+from star.types import Batch, Condition, LossReport
 
 
 def test_stacking_pads_and_masks(condition: Condition, empty: Condition) -> None:
@@ -65,3 +65,25 @@ def test_a_report_names_scales_in_order() -> None:
         "train/loss/scale_00": 3.0,
         "train/loss/scale_01": 1.0,
     }
+
+
+def test_the_first_samples_of_a_batch_have_all_that_belongs_to_them() -> None:
+    text = (torch.rand(4, 2), torch.rand(4, 3, 2), torch.ones(4, 3, dtype=torch.bool))
+    batch = Batch(
+        torch.rand(4, 3, 2, 2),
+        list("abcd"),
+        list("efgh"),
+        codes=torch.arange(8).view(4, 2),
+        features=torch.rand(4, 1, 1, 1),
+        text=text,
+        empty=text,
+    )
+    few = batch.first(2)
+    assert (len(few), few.captions, few.keys) == (2, ["a", "b"], ["e", "f"])
+    assert few.codes is not None
+    assert few.codes.tolist() == [[0, 1], [2, 3]]
+    assert few.features is not None
+    assert few.text is not None
+    assert [len(part) for part in (few.features, *few.text)] == [2] * 4
+    assert few.empty is text
+    assert len(Batch(torch.rand(4, 3, 2, 2), list("abcd")).first(9)) == 4

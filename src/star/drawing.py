@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from rich.progress import track
-from torch import Tensor
+from rich.progress import Progress
 
 from star.checkpoints import io
 from star.checkpoints.named import read_named
+from star.checkpoints.parts import WITH_GENERATOR
+from star.checkpoints.refiner import with_refiner
 from star.pipeline import STARPipeline
+from star.sampling.decoder import needs_refiner
 from star.utils.files import write_atomically
 from star.utils.instantiate import instantiate, instantiate_trusted
+from star.utils.png import describe_picture, write_png
+from star.utils.progress import StepBar
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ def draw(
     """Draw what isn't there yet, and write `index.jsonl` (file, prompt, seed) and `settings.json`.
 
     A folder whose `settings.json` says the same is continued; every picture is written whole or not at all. Batches
-    are the same whatever is there already and however many ranks share them, so that in half precision, too, an
-    interrupted run ends with the pictures of an uninterrupted one.
+    depend neither on what is there nor on the ranks: an interrupted run ends with the pictures of a whole one.
 
     Args:
         pipeline: draws.
@@ -104,7 +103,7 @@ def draw(
     """
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        _claim(out, {**settings, "weights": pipeline.identity})
+        claim(out, settings, pipeline.identity)
         _write_index(out, requests, layout)
     missing = {request.file for request in requests if not (out / request.file).is_file()}
     if len(missing) < len(requests) and rank == 0:
@@ -112,47 +111,45 @@ def draw(
     # shared out before asking what is there already: the ranks look at different moments
     own = list(_batches(requests, batch))[rank::world]
     groups = [group for group in own if any(request.file in missing for request in group)]
-    for group in track(groups, description="drawing", disable=len(groups) <= 1 or rank > 0):
-        prompts = [request.prompt for request in group]
-        seeds = [request.seed for request in group]
-        images = pipeline.draw(prompts, seeds, negative_prompt=settings["negative_prompt"])
-        for request, image in zip(group, images, strict=True):
-            if request.file in missing:
-                facts = {"prompt": request.prompt, "seed": request.seed, "weights": pipeline.identity}
-                save(image, out / request.file, facts)
+    with Progress(disable=not groups or rank > 0) as progress:
+        bar = StepBar(progress, batches=len(groups), scales=len(pipeline.schedule))
+        for group in groups:
+            prompts, seeds = zip(*((request.prompt, request.seed) for request in group), strict=True)
+            images = pipeline.draw(prompts, seeds, negative_prompt=settings["negative_prompt"], watch=bar)
+            for request, image in zip(group, images, strict=True):
+                if request.file in missing:
+                    write_png(image, out / request.file, _fields(request, settings, pipeline.identity))
+            bar.next()
     return out / "index.jsonl"
 
 
-def save(image: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write an image (3, H, W) in [0, 1] as PNG, whole or not at all; the facts become its text fields."""
-    info = PngInfo()
-    for name, value in facts.items():
-        info.add_itxt(name, str(value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # not flushed to the disk one by one, as checkpoints are: a lost picture is drawn again
-        Image.fromarray(to_pixels(image)).save(partial, format="PNG", pnginfo=info, compress_level=1)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"could not write {path} ({error}). Is the disk full?") from error
+def _fields(request: Request, settings: Mapping[str, Any], weights: str) -> dict[str, str]:
+    """The text of a picture's file; the negative prompt is a field of its own."""
+    others = {name: value for name, value in settings.items() if name != "negative_prompt"}
+    return describe_picture(
+        prompt=request.prompt,
+        seed=request.seed,
+        weights=weights,
+        negative_prompt=settings["negative_prompt"],
+        settings=others,
+    )
 
 
-def to_pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pixels (H, W, 3) of an image (3, H, W) in [0, 1], rounded."""
-    return image.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+def claim(out: Path, settings: Mapping[str, Any], weights: str) -> None:
+    """Continue a folder with the same settings and weights, refuse one with others.
 
+    Raises:
+        FileExistsError: for a folder of pictures drawn with others.
 
-def _claim(out: Path, record: Mapping[str, Any]) -> None:
-    """Continue a folder with the same settings, refuse one with others."""
+    """
     held = out / "settings.json"
-    text = json.dumps(record, indent=2, sort_keys=True)
+    text = json.dumps({**settings, "weights": weights}, indent=2, sort_keys=True)
     if held.is_file() and held.read_text() != text:
         raise FileExistsError(
             f"{out} holds pictures drawn with other settings or weights (see {held}): choose another out=, or remove it"
         )
     if not held.is_file():
+        out.mkdir(parents=True, exist_ok=True)
         if any(out.rglob("*.png")):
             raise FileExistsError(f"{out} holds pictures of unknown settings: choose another out=")
         write_atomically(held, lambda path: _write(path, text))
@@ -191,16 +188,34 @@ def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, An
     trusted: dict[str, Any] = {"precision": config["precision"], "trusted": config["trusted"]}
     if config.get("pretrained") is None:
         build, preset = resolve_sampling(config, config["sampling"])
-        pipeline = STARPipeline.from_checkpoint(config["ckpt"], sampling=build, averaged=config["averaged"], **trusted)
+        trusted |= {"refiner": config["refiner"], "averaged": config["averaged"]}
+        pipeline = STARPipeline.from_checkpoint(config["ckpt"], sampling=build, **trusted)
     else:
         checkpoint = read_named(config)
+        if config["refiner"] is not None:
+            checkpoint = with_refiner(checkpoint, config["refiner"], what=config["weights"])
         build, preset = _preset(config["weights"], checkpoint["config"], config["sampling"], config["trusted"])
         pipeline = STARPipeline.from_parts(checkpoint, what=config["weights"], sampling=build, **trusted)
         # weights alone don't decide these pictures: switches like first_sample_text come with the configuration
         settings["model"] = {
             part: checkpoint["config"]["module"][part] for part in ("transformer", "text_encoder", "schedule")
         }
-    return pipeline.to(device_of(config)), {"sampling": preset, **settings}
+    if config["refiner"] is not None and not needs_refiner(pipeline.decoder.sampler):
+        log.warning(
+            "refiner=%s isn't used by this preset: choose one that is, sampling=causal_driven", config["refiner"]
+        )
+    pipeline.to(device_of(config))
+    if config.get("speed") is not None:
+        pipeline.speed_up(instantiate(config["speed"]))
+        settings |= {"speed": shown} if (shown := pipeline.speed.decisive()) else {}
+    return pipeline, {"sampling": preset, **settings, **refined_by(pipeline)}
+
+
+def refined_by(pipeline: STARPipeline) -> dict[str, str]:
+    """Which refiner pictures depend on; nothing where the preset asks none."""
+    if pipeline.refiner_identity is None or not needs_refiner(pipeline.decoder.sampler):
+        return {}
+    return {"refiner": pipeline.refiner_identity}
 
 
 def check_source(config: Mapping[str, Any]) -> None:
@@ -232,7 +247,7 @@ def _preset(
     if own.get("sampling") is None:
         mend = (
             "choose one, e.g. sampling=topk600"
-            if own.get("task") == "generator"
+            if own.get("task") in WITH_GENERATOR
             else "pictures need one of task=generator"
         )
         raise ValueError(f"{what} is of task={own.get('task')} and has no sampling preset: {mend}")

@@ -65,7 +65,8 @@ def named(runs: Sequence[Run], paths: Sequence[Path]) -> list[Run]:
 def lines(runs: Sequence[Run]) -> list[list[str]]:
     """A table: a row per metric and protocol, a column per run; the first row is its head.
 
-    Numbers of other settings than the protocol's have a row of their own, so that they can't be mistaken for it.
+    Numbers of other settings than the protocol's, or compared with another reference, have a row of their own, so that
+    they can't be mistaken for it.
     """
     keys: dict[tuple[str, str], None] = {}
     for run in runs:
@@ -80,7 +81,9 @@ def lines(runs: Sequence[Run]) -> list[list[str]]:
 def _key(name: str, card: Card) -> tuple[str, str]:
     if card["status"] != "done":
         return name, card["status"]
-    return name, card["label"] + ("" if card["standard"] else ", not standard")
+    compared = card.get("facts", {}).get("reference")
+    said = [card["label"], *([f"to {compared}"] if compared else []), *card.get("deviations", [])]
+    return name, ", ".join(said if card["standard"] else [said[0], "not standard", *said[1:]])
 
 
 def _cell(card: Card | None) -> str:

@@ -25,6 +25,12 @@ class Batch:
         keys: what the data set calls each sample, for logs and caches.
         skipped: how many samples were skipped since the batch before, by cause (`decode: UnidentifiedImageError`,
             `filter: aspect_ratio`).
+        waited: seconds that whoever asked for the batch waited for it.
+        codes: (B, L) long, the codes of all scales in a row, from a cache of codes. The images then are (B, 3, 0, 0).
+        features: (B, D, h_K, w_K) float, what the tokenizer quantises, from a cache of latents. No images either.
+        text: pooled (B, D), context (B, T, D_text) and context_mask (B, T) bool of the captions, from a cache that
+            has them; a tuple, since trainers convert plain containers alone.
+        empty: the same of the empty caption, one row.
 
     """
 
@@ -32,10 +38,27 @@ class Batch:
     captions: list[str]
     keys: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    waited: float = 0.0
+    codes: Tensor | None = None
+    features: Tensor | None = None
+    text: tuple[Tensor, Tensor, Tensor] | None = None
+    empty: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         """How many images, `B`."""
         return self.images.shape[0]
+
+    def first(self, count: int) -> Batch:
+        """The first `count` samples alone."""
+        return replace(
+            self,
+            images=self.images[:count],
+            captions=self.captions[:count],
+            keys=self.keys[:count],
+            codes=None if self.codes is None else self.codes[:count],
+            features=None if self.features is None else self.features[:count],
+            text=None if self.text is None else (self.text[0][:count], self.text[1][:count], self.text[2][:count]),
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +175,8 @@ class Draw:
     Attributes:
         codes: (B, L_k) long.
         embeddings: (B, L_k, D) when the sampler mixes codebook entries instead of picking one.
-        trace: whatever the sampler wants to show for it (revealed positions, confidences).
+        trace: what the sampler wants to show for it (revealed positions, confidences); like a condition it can
+            `select(rows)` and `stack(other)`.
 
     """
 

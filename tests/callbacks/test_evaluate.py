@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from star.callbacks.evaluate import Evaluate
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -110,6 +111,25 @@ def test_it_runs_when_it_is_time_and_tells_the_loggers(module: SimpleNamespace) 
     assert logged[0][1] == logged[1][1]
     assert float(trainer.callback_metrics["eval/bright"]) == pytest.approx(logged[1][1]["eval/bright"])
     assert module.training
+
+
+def test_a_metric_of_torchmetrics_goes_where_the_pictures_are(module: SimpleNamespace) -> None:
+    class Counter(MeanMetric):
+        moved: torch.device | None = None
+
+        def to(self, device: Any) -> Any:
+            self.moved = device
+            return super().to(device)
+
+        def update(self, images: Tensor, prompts: Sequence[Mapping[str, Any]]) -> None:
+            super().update(images.mean())
+
+        def compute(self) -> dict[str, Any]:  # type: ignore[override]
+            return {"value": float(super().compute())}
+
+    ours = callback(metric=Counter())
+    ours.score(module)
+    assert ours.metric.moved == torch.device("cpu")  # type: ignore[attr-defined]
 
 
 def test_it_fails_at_the_start_rather_than_after_an_hour(module: SimpleNamespace) -> None:

@@ -120,7 +120,7 @@ def test_a_run_of_ones_own_becomes_a_folder(toys: Any, same: Callable[..., bool]
         (["source=STAR", "kind=star", "out=x", "shedule=256"], "there is no shedule=, but schedule="),
         (["source=STAR", "kind=star", "out"], "arguments are KEY=VALUE, got 'out'"),
         (["source=STAR", "kind=star", "out=x", "schedule=one two"], "schedule is 256, 512, 1024, or sides"),
-        (["source=STAR", "kind=star", "out=x", "schedule=300"], "there is no schedule=300, but 1024, 256, 512, 64"),
+        (["source=STAR", "kind=star", "out=x", "schedule=300"], "there is no schedule=300, but 1024, 128, 256, 512"),
         (["source=STAR", "kind=star", "out=x", "schedule=1 2 4"], "isn't the beginning of the one"),
         (["source=STAR", "kind=star", "out=x", "position=absolute"], "has no learned positions"),
         (["source=STAR", "kind=star", "out=x", "text_encoder=clap"], "there is no text_encoder=clap, but class_label"),

@@ -87,6 +87,16 @@ def test_released_files_become_a_checkpoint(toys: Any, folder: Path) -> None:
     assert classes["state_dict"]["text_encoder.embedding.weight"].shape == (1001, 32)
 
 
+def test_a_file_of_the_sampler_training_brings_its_refiner(toys: Any, folder: Path) -> None:
+    (folder / "star_256.pth").unlink()
+    toys.write_sampler("star_256.pth")
+    found = read_named(config("star_256", f"weights={folder}", *TOY, *READS))
+    assert found["config"]["module"]["refiner"]["depth"] == 3
+    with torch.device("meta"):
+        expected = instantiate(found["config"]["module"]["refiner"]).state_dict()
+    assert {name for name in found["state_dict"] if name.startswith("refiner.")} == {f"refiner.{k}" for k in expected}
+
+
 def test_the_switch_can_be_turned_off(folder: Path) -> None:
     found = read_named(config("star_256", f"weights={folder}", "model.first_sample_text=false", *TOY, *READS))
     assert found["config"]["module"]["transformer"]["first_sample_text"] is False
@@ -145,7 +155,7 @@ def test_only_the_place_of_a_converted_folders_text_encoder_is_taken_from_elsewh
 
 
 def test_pictures_come_from_either_a_checkpoint_or_a_release(toys: Any, folder: Path) -> None:
-    released = config("var_d16", f"weights={folder}", "device=cpu", *TOY)
+    released = config("var_d16", f"weights={folder}", "device=cpu", "speed.weights=as_is", *TOY)
     pipeline, settings = open_pipeline(released)
     picture = pipeline.draw(["7"], [0])
     assert settings["sampling"]["sampler"]["top_k"] == 900
@@ -163,7 +173,8 @@ def test_a_preset_is_the_folders_own_only_if_it_has_one(folder: Path) -> None:
     own = ["sampling=from_checkpoint", "sampling.sampler.top_k=5", "device=cpu", *TOY]
     with pytest.raises(ValueError, match=r"has no sampling preset: choose one, e\.g\. sampling=topk600"):
         open_pipeline(config("var_d16", f"weights={folder}", *own))
-    open_pipeline(config("var_d16", f"weights={folder}", "device=cpu", *TOY))[0].save_pretrained(folder / "ours")
+    plainly = config("var_d16", f"weights={folder}", "device=cpu", "speed.weights=as_is", *TOY)
+    open_pipeline(plainly)[0].save_pretrained(folder / "ours")
     _, settings = open_pipeline(config("var_d16", f"weights={folder / 'ours'}", *own))
     assert settings["sampling"]["sampler"] == {
         "_target_": "star.sampling.samplers.TopKTopP",

@@ -54,6 +54,16 @@ def test_an_empty_caption_gives_way_to_another() -> None:
     assert captions.choose("<br>", {"long": "a cat"}, random.Random(0)) == "a cat"
 
 
+def test_all_captions_are_what_may_be_drawn() -> None:
+    captions = Captions({"txt": 1.0, "long": 2.0})
+    metadata = {"long": ["  one ", "<b></b>", "two"]}
+    usable = captions.all("three &amp; four", metadata)
+    assert [caption for caption, _ in usable] == ["three & four", "one", "two"]
+    assert [weight for _, weight in usable] == pytest.approx([1, 2 / 3, 2 / 3])
+    drawn = {captions.choose("three &amp; four", metadata, random.Random(i)) for i in range(50)}
+    assert drawn == {caption for caption, _ in usable}
+
+
 @pytest.mark.parametrize(
     ("text", "metadata", "cause"),
     [
@@ -65,8 +75,11 @@ def test_an_empty_caption_gives_way_to_another() -> None:
     ],
 )
 def test_no_caption_is_a_skip(text: str | None, metadata: dict, cause: str) -> None:
+    captions = Captions({"txt": 1, "long": 1})
     with pytest.raises(SkipSample, match=cause):
-        Captions({"txt": 1, "long": 1}).choose(text, metadata, random.Random(0))
+        captions.choose(text, metadata, random.Random(0))
+    with pytest.raises(SkipSample, match=cause):
+        captions.all(text, metadata)
 
 
 @pytest.mark.parametrize("fields", [{}, "txt", {"txt": 0}, {"txt": -1}, {"txt": "x"}, {"txt": float("nan")}])

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -106,17 +107,15 @@ def test_ranks_that_skip_differently_resume_each_at_its_own_place(
         assert [content(batch) for batch in resumed] == straight[rank][9:]
 
 
-@pytest.mark.parametrize("change", ["workers", "seed", "shards"])
-def test_another_layout_starts_a_new_pass_and_says_so(
+@pytest.mark.parametrize("change", ["seed", "shards"])
+def test_other_data_starts_a_new_pass_and_says_so(
     stream: BatchStream, make_shard: MakeShard, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
     first = StreamLoader(stream, num_workers=0, epoch_size=24)
     seen = [content(batch)[0] for batch in islice(first, 3)]
     other = StreamLoader(stream, num_workers=0, epoch_size=24)
     state = first.state_dict()
-    if change == "workers":
-        state["num_workers"] = 5
-    elif change == "seed":
+    if change == "seed":
         other = StreamLoader(replace(stream, seed=1), num_workers=0, epoch_size=24)
     else:
         sources = (ShardSource((make_shard("new", range(20)),), name="mine"),)
@@ -127,6 +126,40 @@ def test_another_layout_starts_a_new_pass_and_says_so(
     rest = [content(batch)[0] for batch in other]
     assert len(rest) == 3
     assert rest != seen
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 1)])
+def test_as_many_readers_as_before_go_on_where_those_were(
+    stream: BatchStream, monkeypatch: pytest.MonkeyPatch, world_size: int, num_workers: int
+) -> None:
+    """Two workers of one rank become one worker of two, and the other way round."""
+    counts = {1: 2, 2: 1}
+
+    def readers(world_size: int) -> Iterator[StreamLoader]:
+        for rank in range(world_size):
+            act_as(monkeypatch, rank, world_size)
+            yield StreamLoader(stream, num_workers=counts[world_size], epoch_size=None)
+
+    def keys(loaders: Iterable[StreamLoader], batches: int) -> list[str]:
+        found = []
+        for loader in loaders:
+            found += [key for batch in islice(loader, batches) for key in batch.keys]
+            loader.close()
+        return sorted(found)
+
+    def resumed(state: dict[str, Any], world_size: int) -> Iterator[StreamLoader]:
+        for loader in readers(world_size):
+            loader.load_state_dict(state)
+            yield loader
+
+    begun, own = [], []
+    for loader in readers(world_size):
+        begun += keys([loader], 2 * num_workers)
+        own.append(loader.state_dict()["ranks"][0])
+    state = loader.state_dict() | {"ranks": own}
+    other = counts[world_size]
+    rest = keys(resumed(state, other), 1 * counts[other])
+    assert sorted(begun + rest) == keys(readers(world_size), 3 * num_workers)
 
 
 def test_shards_may_move_to_another_folder(stream: BatchStream, tmp_path: Any) -> None:
@@ -188,10 +221,33 @@ def test_validation_without_one_usable_sample_is_an_error(stream: BatchStream) -
         list(PassLoader(useless, num_workers=0))
 
 
+def test_the_last_batch_carries_what_other_workers_skipped(stream: BatchStream, make_shard: MakeShard) -> None:
+    """Of two workers the second finds nothing usable at all."""
+    shard = make_shard("half", [100, {"txt": b"no picture"}])
+    source = replace(stream.sources[0], urls=(shard,))
+    finite = replace(stream, sources=(source,), endless=False, shuffle_buffer=1)
+    batches = list(PassLoader(finite, num_workers=2))
+    assert [len(batch) for batch in batches] == [1]
+    assert batches[0].skipped == {"image: missing": 1}
+
+
 def test_repeated_batches_are_the_first_ones(stream: BatchStream) -> None:
     first = [content(batch) for batch in islice(StreamLoader(stream, num_workers=0, epoch_size=None), 2)]
     repeated = RepeatedBatches(StreamLoader(stream, num_workers=0, epoch_size=None), 2)
     assert [content(batch) for _ in range(3) for batch in repeated] == 3 * first
+
+
+def test_a_batch_knows_how_long_it_was_waited_for(stream: BatchStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = BatchStream.stack
+
+    def slowly(self: BatchStream, samples: Any) -> Any:
+        time.sleep(0.05)
+        return read(self, samples)
+
+    monkeypatch.setattr(BatchStream, "stack", slowly)
+    loader = StreamLoader(stream, num_workers=0, epoch_size=12)
+    assert all(0.05 <= batch.waited < 5 for batch in loader)
+    assert [batch.waited for batch in RepeatedBatches(loader, 2)] == [0.0, 0.0]
 
 
 def test_loading_leaves_the_global_random_numbers_alone(stream: BatchStream) -> None:

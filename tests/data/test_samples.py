@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable
 
 import pytest
 import torch
+from PIL import Image
 
 from star.data.captions import Captions
 from star.data.filters import parse_filters
@@ -66,3 +68,20 @@ def test_damage_is_a_skip_with_its_cause(encode: Callable[..., bytes], change: d
     with pytest.raises(SkipSample) as skip:
         read({name: value for name, value in files.items() if value is not None})
     assert skip.value.cause == cause
+
+
+def test_a_whole_sample_has_all_captions_and_a_draw_for_each_random_number(encode: Callable[..., bytes]) -> None:
+    reader = SampleReader(
+        Captions({"txt": 1.0, "long": 3.0}), parse_filters({}), ImageTransform((4, 4), crop="random", flip=True)
+    )
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").rotate(90).resize((32, 8)).convert("RGB").save(buffer, "PNG")
+    files = {"png": buffer.getvalue(), "txt": b"one", "json": b'{"long": ["two", "three"]}'}
+    raw = RawSample("1", files)
+    whole = reader.whole(raw, rngs=[random.Random(seed) for seed in (1, 2, 1)])
+    assert (whole.captions, whole.weights) == (["one", "two", "three"], [1.0, 1.5, 1.5])
+    assert whole.images.shape == (3, 3, 4, 4)
+    assert torch.equal(whole.images[0], whole.images[2])
+    assert not torch.equal(whole.images[0], whole.images[1])
+    with pytest.raises(SkipSample, match="image: missing"):
+        reader.whole(RawSample("1", {"txt": b"one"}), rngs=[random.Random(0)])

@@ -50,6 +50,20 @@ def test_a_truncated_shard_gives_what_lies_before_the_damage(make_shard: Callabl
     assert reason == "ReadError"
 
 
+@pytest.mark.parametrize("place", ["in a header", "before a header", "behind a name"])
+def test_no_damage_passes_for_the_end_of_a_shard(make_shard: Callable[..., str], tmp_path: Path, place: str) -> None:
+    """tarfile takes a header that it can't read, or that isn't there, for the end, and says nothing."""
+    whole = bytearray(Path(make_shard("whole", range(10))).read_bytes())
+    header = 1024 * 3 * 4  # of the fifth sample: each of three files has a header and a block
+    if place == "in a header":
+        whole[header + 3] ^= 1
+    cut = {"in a header": len(whole), "before a header": header, "behind a name": header + 100}[place]
+    (tmp_path / "damaged.tar").write_bytes(whole[:cut])
+    samples, reason = read(str(tmp_path / "damaged.tar"))
+    assert [sample.key for sample in samples] == [f"{number:09d}" for number in range(4)]
+    assert reason == "ReadError"
+
+
 @pytest.mark.parametrize(
     ("content", "expected"), [(None, "FileNotFoundError"), (b"", "ReadError"), (b"x" * 999, "ReadError")]
 )

@@ -83,3 +83,9 @@ def test_no_mapping_means_no_source(make_shard: Callable[..., str]) -> None:
     assert parse_sources(None, "data.validation_sources") == ()
     with pytest.raises(ValueError, match=r"data\.sources must map names"):
         parse_sources([make_shard("a", [1])], "data.sources")  # type: ignore[arg-type]
+
+
+def test_who_lacks_the_shards_is_told_what_makes_them(tmp_path: Path) -> None:
+    entry = {"urls": f"{tmp_path}/*.tar", "made_by": "python -m make.them out=here"}
+    with pytest.raises(ValueError, match=r"make the shards \(python -m make.them out=here\) or correct"):
+        parse_sources({"mine": entry}, "data.sources")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from star.demo.__main__ import parse
+from star.demo.__main__ import parse, steps_of
 from star.demo.figures import captioned_grid, curves, read_series
 from star.demo.recipes import RECIPES
 from star.demo.report import write
@@ -31,6 +31,9 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     recipe = RECIPES["shapes"](tmp_path)
     metrics(recipe.tokenizer_run)
     metrics(recipe.generator_run)
+    (metrics(recipe.refiner_run)).write_text(
+        "step,val/accuracy,val/generator_accuracy,val/accuracy/scale_00\n1,0.5,0.4,nan\n"
+    )
     scores = {"value": 0.75, "tasks": {"colors": 0.5}, "strict": 0.7, "images": 0.6, "num_images": 8}
     recipe.evaluation.mkdir()
     (recipe.evaluation / "card.json").write_text(
@@ -44,9 +47,11 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     assert facts["alignment"]["drawn"]["value"] == 0.75
     assert facts["alignment"]["shuffled"]["value"] == 0.031
     assert facts["tokenizer"] == {"psnr": 25.5}
+    assert facts["refiner"] == {"accuracy": 0.5, "generator_accuracy": 0.4}
     assert facts["seconds"]["total"] == 61.0
     page = (tmp_path / "report.html").read_text()
     assert "0.031" in page
+    assert "half of the tokens known" in page
     assert "data:image/png;base64," in page
     assert "Absent" not in page
 
@@ -60,3 +65,14 @@ def test_arguments_that_are_not_understood_are_named(argument: str) -> None:
 def test_recipes_go_to_their_own_folders() -> None:
     assert parse([])[0].out == Path("outputs/demo")
     assert parse(["recipe=emoji", "fresh=true"]) == (RECIPES["emoji"](Path("outputs/emoji")), True)
+
+
+def test_the_refiner_follows_the_generator_it_refines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STAR_CONF", str(Path(__file__).parents[2] / "conf"))
+    names = [step.name for step in steps_of(RECIPES["shapes"](tmp_path))]
+    assert names.index("star.ckpt") < names.index("refiner") < names.index("refiner.ckpt") < names.index("scores")
+    sampler = next(step for step in steps_of(RECIPES["shapes"](tmp_path)) if step.name == "refiner")
+    assert f"init_from={tmp_path / 'star.ckpt'}" in sampler.command
+    assert sampler.recipe["sampling"]["sampler"]["_target_"].endswith("CausalDriven")
+    assert sampler.recipe["module"]["objective"]["first_scale"] is None
+    assert not any("refiner" in step.name for step in steps_of(RECIPES["emoji"](tmp_path)))

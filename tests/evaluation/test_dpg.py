@@ -45,9 +45,14 @@ def test_grids_are_drawn_and_asked_about(root: Path, tiny_checkpoint: Path, tmp_
     assert list(item.missing(context)) == []
     result = item.run(context)
     assert result.value == 50.0
+    assert result.interval == [50.0, 50.0]
     with Image.open(tmp_path / "out" / "dpg_grids" / "cat.1.png") as picture:
         assert picture.size == (64, 64)
     assert result.deviations == ["2 prompts instead of 1065"]
+    Image.new("RGB", (2, 2)).save(tmp_path / "out" / "dpg_grids" / "cat.1.png")
+    item.run(context)  # another model's grid isn't kept
+    with Image.open(tmp_path / "out" / "dpg_grids" / "cat.1.png") as picture:
+        assert picture.size == (64, 64)
 
 
 def test_answers_are_scored_without_a_model(root: Path, tmp_path: Path, settings: Settings) -> None:

@@ -59,6 +59,7 @@ def test_detector_is_judged_by_the_rules(tiny_checkpoint: Path, tmp_path: Path, 
     result = GenEvalItem(detector=Oracle(), num_images=2).run(context)
     assert result.value == 0.5
     assert result.results["prompts"] == 1.0
+    assert result.interval == [0.5, 0.5]  # every prompt has one right picture of two
     assert result.label == "geneval/oracle"
     assert len(read_results(tmp_path / "out" / "geneval_results.jsonl")) == 6
 

@@ -69,6 +69,18 @@ def test_jpeg_where_png_is_asked_is_named(fill: Fill) -> None:
         list_pictures(fill("a.png")[0].parent, only="png")
 
 
+def test_jpeg_under_the_name_of_a_png_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(ValueError, match=r"a\.png is a JPEG file, the protocol asks for PNG"):
+        list_pictures(tmp_path, only="png")
+    assert len(list_pictures(tmp_path)) == 1
+
+
+def test_a_batch_of_nothing_is_refused(fill: Fill) -> None:
+    with pytest.raises(ValueError, match="batch is at least 1, got 0"):
+        list(batches([Picture(str(fill("a.png")[0]))], 0))
+
+
 def test_empty_or_absent_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no picture"):
         list_pictures(tmp_path)
@@ -96,6 +108,9 @@ def test_index_is_followed(fill: Fill, tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
     with pytest.raises(ValueError, match=r"too few pictures of the prompt 'p2' for 00005\.png"):
         match(tmp_path, PROMPTS.requests())
+    (tmp_path / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[5]]))
+    with pytest.raises(ValueError, match=r"more pictures of a prompt than are asked for, e\.g\. .*a\.png"):
+        match(tmp_path, PROMPTS.requests())
     (tmp_path / "index.jsonl").write_text('{"file": "a.png"}\n')
     with pytest.raises(ValueError, match="line 1, is no JSON object"):
         match(tmp_path, PROMPTS.requests())
@@ -105,6 +120,17 @@ def test_wrong_count_names_what_is_missing(fill: Fill, tmp_path: Path) -> None:
     fill(*[f"{i:05d}.png" for i in (0, 1, 2, 4, 5)])
     with pytest.raises(ValueError, match=r"holds 5 of the 6 pictures: .*00003\.png is missing"):
         match(tmp_path, PROMPTS.requests())
+
+
+def test_more_pictures_than_prompts_are_another_protocols(fill: Fill, tmp_path: Path) -> None:
+    fill(*[f"{i:05d}.png" for i in range(8)])
+    with pytest.raises(ValueError, match=r"holds 8 pictures, the prompts ask for 6: .*00006\.png is not asked for"):
+        match(tmp_path, PROMPTS.requests())
+
+
+def test_overviews_of_genevals_folders_are_no_pictures(fill: Fill, tmp_path: Path) -> None:
+    fill(*[f"{i:05d}/samples/{j:05d}.png" for i in range(3) for j in range(2)], "00000/grid.png")
+    assert len(match(tmp_path, PROMPTS.requests())) == 6
 
 
 def test_other_names_and_another_count(fill: Fill, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from star.evaluation.context import Context
 from star.evaluation.pictures import Picture
-from star.evaluation.references import Fit, Reference, pictures_of_shards
+from star.evaluation.references import Fit, Reference, pictures_of_shards, read_arrays
 from star.metrics.fid import FrechetDistance
 
 Settings = Callable[..., dict[str, Any]]
@@ -97,3 +97,7 @@ def test_what_is_missing_is_told(tmp_path: Path, settings: Settings) -> None:
     assert "set reference=DIR" in next(Reference().missing(context))
     assert "reference=" in next(Reference(source=str(tmp_path / "absent.tar")).missing(context))
     assert list(Reference(source=str(tmp_path)).missing(context)) == []
+    assert "isn't there: give a folder" in next(Reference(source=str(tmp_path / "absent")).missing(context))
+    (tmp_path / "damaged.npz").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"damaged\.npz is no file of arrays"):
+        read_arrays(tmp_path / "damaged.npz")

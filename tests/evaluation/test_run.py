@@ -268,6 +268,47 @@ def test_two_ranks_equal_one(tmp_path: Path, tiny_checkpoint: Path, shapes_shard
     assert one == pytest.approx(two, rel=1e-6)
 
 
+def test_a_fixed_size_is_part_of_the_protocol_and_too_few_pictures_are_told_before(
+    tmp_path: Path, settings: Settings, no_weights: None
+) -> None:
+    a = folder(tmp_path / "a", 4, 0)
+    fixed = "metric.items.fid_folder.reference.fit.size=8"
+    evaluate(settings("metric=fid_folder", f"images={a}", f"reference={a}", fixed))
+    assert "pictures of 12x12 pixels, compared with real ones of 8x8" in card(tmp_path / "out")["deviations"]
+    (tmp_path / "captions.txt").write_text("a\nb\n")
+    few = ("metric=kid", f"images={a}", f"reference={a}", f"prompts={tmp_path / 'captions.txt'}", "check=true")
+    with pytest.raises(MissingAssetError, match="needs at least 1000 pictures, the prompts make 2: .*subset_size=null"):
+        evaluate(settings(*few))
+
+
+def test_the_value_is_the_first_metrics_or_none(tmp_path: Path, settings: Settings, tiny_checkpoint: Path) -> None:
+    a = folder(tmp_path / "a", 4, 0)
+    few = ("metric.items.latency.runs=1", "metric.items.latency.warmup=0", "metric.items.latency.batches=[1]")
+    words = ("metric=[image_reward,latency]", f"ckpt={tiny_checkpoint}", f"images={a}", *few)
+    assert evaluate(settings(*words)) is None
+    found = card(tmp_path / "out")
+    assert list(found["cards"]) == ["image_reward", "latency"]
+    assert found["cards"]["latency"]["weights"]
+
+
+def test_given_pictures_have_no_weights_that_we_know(
+    tmp_path: Path, settings: Settings, tiny_checkpoint: Path, no_weights: None
+) -> None:
+    a = folder(tmp_path / "a", 4, 0)
+    evaluate(settings("metric=fid_folder", f"images={a}", f"reference={a}", f"ckpt={tiny_checkpoint}"))
+    assert card(tmp_path / "out")["weights"] is None
+
+
+def test_a_published_model_is_looked_for_before_anything_is_drawn(tmp_path: Path, settings: Settings) -> None:
+    words = ("metric=shapes", "check=true", "pretrained=star_256")
+    with pytest.raises(MissingAssetError, match="pretrained=star_256 needs weights=DIR"):
+        evaluate(settings(*words))
+    with pytest.raises(MissingAssetError, match=r"star_rope_d30_256"):
+        evaluate(settings(*words, f"weights={tmp_path}"))
+    with pytest.raises(MissingAssetError, match="both are set"):
+        evaluate(settings(*words, f"weights={tmp_path}", "ckpt=run"))
+
+
 def test_every_option_composes_and_builds(settings: Settings) -> None:
     for path in sorted((ROOT / "conf" / "metric").glob("*.yaml")):
         items = settings(f"metric={path.stem}")["metric"]["items"]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from star.drawing import save
 from star.evaluation import shapes
 from star.evaluation.context import Context
 from star.evaluation.shapes import ShapesItem
 from star.metrics.shapes import TASKS, load_suite, render_suite
+from star.utils.png import write_png as save
 
 Settings = Callable[..., dict[str, Any]]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,13 @@ from star.checkpoints.official import load_refiner, load_tokenizer, load_transfo
 from star.models.refiner import PrefixVisibility, Refiner
 from star.models.transformer import STARTransformer
 from star.nn.cache import KVCache
+from star.sampling.causal_driven import CausalDriven
+from star.sampling.decoder import ScaleWiseDecoder
+from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.reveal import RevealSchedule
+from star.sampling.samplers import Greedy
 from star.schedule import ScaleSchedule, concatenate
+from star.utils.cli import compose, plain
 
 
 def models(golden: Any, case: str, *, first_sample_text: bool) -> tuple[ScaleSchedule, STARTransformer, Refiner]:
@@ -91,6 +98,56 @@ def test_every_step_of_the_released_sampling(run: str, golden: Any) -> None:
     if f"{run}.f_hat" in case:
         golden.close(f_hat, case[f"{run}.f_hat"], 5e-6)
         golden.close(tokenizer.decode(f_hat).add(1).div(2), case[f"{run}.image"], 3e-5)
+
+
+class Recorded(CausalDriven):
+    """The release as it was recorded: the likeliest code instead of a drawn one, and the recorded random orders."""
+
+    def __init__(self, orders: Iterable[Tensor], **settings: Any) -> None:
+        super().__init__(top_k=0, top_p=0.0, coarse=Greedy(), return_trace=True, **settings)
+        self.orders = iter(orders)
+
+    def draw(self, logits: Tensor, streams: Any) -> tuple[Tensor, Tensor]:
+        confidence, codes = logits.softmax(-1).max(-1)
+        return codes, confidence
+
+    def shuffle(self, codes: Tensor, streams: Any) -> Tensor:
+        return next(self.orders)
+
+
+def preset(name: str, **changes: Any) -> dict[str, Any]:
+    """The settings of conf/sampling/release_1024.yaml that decide the order, as they stand there."""
+    settings = plain(compose("sample", [f"sampling={name}"]))["sampling"]["sampler"]
+    dropped = ("_target_", "top_k", "top_p", "coarse", "return_trace")
+    return {key: value for key, value in settings.items() if key not in dropped} | changes
+
+
+@pytest.mark.parametrize("run", ["v1024.official", "v1024.fixed", "vnew.official"])
+def test_the_released_sampling_is_a_preset_of_ours(run: str, golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token, every revealed position and every recorded confidence, through decoder and sampler themselves."""
+    monkeypatch.setenv("STAR_CONF", str(Path(__file__).parents[2] / "conf"))
+    case, facts = golden("star_tiny_sampler_infer"), golden.facts("star_tiny_sampler_infer")
+    schedule, transformer, refiner = models(golden, "star_tiny_sampler_infer", first_sample_text="official" in run)
+    tokenizer = load_tokenizer(golden("vqvae_tiny.weights"), schedule=schedule)
+    names = [f"{run}.s{step['si']}.{step['step']}" for step in facts["runs"][run]["steps"]]
+    changes = {} if "1024" in run else {"steps": 8, "generator_steps": 0, "double_reveal": False}
+    sampler = Recorded((case[f"{n}.rand"] for n in names if f"{n}.rand" in case), **preset("release_1024", **changes))
+    guidance = ClassifierFreeGuidance(facts["cfg"])
+    decoder = ScaleWiseDecoder(transformer, tokenizer, schedule, sampler=sampler, guidance=guidance, refiner=refiner)
+    texts = golden.texts(case)
+    state = decoder(texts.select(torch.tensor([0])), texts.select(torch.tensor([1])), [0])
+    assert torch.equal(concatenate(state.codes), case[f"{run}.idx_all"])
+    for k, trace in enumerate(state.traces):
+        assert (trace is None) == (k < facts["config"]["sample_from_idx"])
+        for step in range(0 if trace is None else len(trace.by_refiner)):
+            name = f"{run}.s{k}.{step}"
+            known = trace.revealed[:, : step + 1].any(1)
+            assert torch.equal(known, case[f"{name}.mask_after"].bool()), name
+            if f"{name}.conf" in case:
+                free = case[f"{name}.conf"].isfinite() & ~trace.revealed[:, :step].any(1)
+                golden.close(trace.confidence[:, step][free], case[f"{name}.conf"][free], 1e-4)
+    if f"{run}.image" in case:
+        golden.close(decoder.images(state), case[f"{run}.image"], 3e-5)
 
 
 def test_how_many_tokens_each_step_reveals(golden: Any) -> None:

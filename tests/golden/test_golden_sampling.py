@@ -10,8 +10,9 @@ from star.checkpoints.official import load_class_labels, load_tokenizer, load_tr
 from star.models.transformer import STARTransformer
 from star.nn.cache import KVCache
 from star.sampling.decoder import ScaleWiseDecoder
+from star.sampling.filters import filter_logits, narrow
 from star.sampling.guidance import ClassifierFreeGuidance
-from star.sampling.samplers import Greedy, filter_logits
+from star.sampling.samplers import Greedy
 from star.schedule import ScaleSchedule, concatenate
 from star.types import Condition, Draw
 
@@ -126,3 +127,15 @@ def test_what_top_k_and_top_p_keep(golden: Any) -> None:
         if f"{setting}.probs" in case:
             probabilities = filtered.softmax(-1).sort(-1).values
             golden.close(probabilities, case[f"{setting}.probs"].sort(-1).values, 1e-6)
+
+
+def test_the_candidates_are_those_that_are_kept(golden: Any) -> None:
+    """Without a sort over the codebook, wherever equal logits leave no choice."""
+    case = golden("sampling_filter")
+    for setting in (name.removesuffix(".keep") for name in case if name.endswith(".keep")):
+        top_k, top_p = setting.removeprefix("k").split("_p")
+        values, codes, tied = narrow(case["logits"], int(top_k), float(top_p))
+        if codes is not None:
+            values = torch.full_like(case["logits"], -torch.inf).scatter(-1, codes, values)
+        assert not tied[:, UNTIED].any(), setting
+        assert torch.equal(values.isfinite()[:, UNTIED], case[f"{setting}.keep"].bool()[:, UNTIED]), setting

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from star.metrics.assets import ASSETS, AssetFile, MissingAssetError, file_hash
+from star.metrics.assets import ASSETS, AssetFile, MissingAssetError, file_hash, read_tensors
 
 INCEPTION = ASSETS["inception_fid"]
 
@@ -74,3 +74,14 @@ def test_hash_is_remembered_until_the_file_changes(tmp_path: Path, caplog: pytes
 def test_unknown_asset() -> None:
     with pytest.raises(ValueError, match="unknown asset 'x'"):
         AssetFile("x").find()
+
+
+def test_a_given_path_that_is_not_there_and_a_file_that_is_no_weights_are_told(tmp_path: Path) -> None:
+    assert "absent.pth is not there" in AssetFile("inception_fid", tmp_path / "absent.pth").message()
+    assert "holds no such file" in AssetFile("inception_fid", tmp_path).message()
+    (tmp_path / "notes.pth").write_text("no weights")
+    with pytest.raises(ValueError, match=r"notes\.pth is no file of tensors that torch\.save wrote"):
+        read_tensors(tmp_path / "notes.pth")
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds no named tensors but a list"):
+        read_tensors(tmp_path / "list.pth")

@@ -22,7 +22,9 @@ def test_mean_over_pictures_or_prompts(file: Path, by_prompt: bool, value: float
     prompts = [{"file": "a_0.png", "index": 0}, {"file": "a_1.png", "index": 0}, {"file": "b_0.png", "index": 1}]
     metric.update(torch.zeros(2, 3, 4, 4), prompts[:2])
     metric.update(torch.zeros(1, 3, 4, 4), prompts[2:])
-    assert metric.compute()["value"] == pytest.approx(value)
+    found = metric.compute()
+    assert found["value"] == pytest.approx(value)
+    assert found["interval"] == ([2.0, 6.0] if by_prompt else pytest.approx([1.0, 6.0], abs=1.0))
 
 
 def test_missing_scores_are_named(file: Path) -> None:

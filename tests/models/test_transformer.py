@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
-from star.nn.masks import ScaleMask
+from star.nn.masks import ScaleMask, Visibility
 from star.nn.position import AbsolutePosition, Rotary2D
+from star.objectives.train_tokens import LocalWindow, RandomTail
 from star.schedule import ScaleSchedule
+from star.studies.memory import AllocationWatch
 from star.types import Condition
 
 Build = Callable[..., STARTransformer]
@@ -96,6 +99,81 @@ def test_kept_tokens_are_what_a_masked_pass_gives_them(
     torch.testing.assert_close(model(x, condition, schedule, rows), thinned, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="equally many"):
         model(x, condition, schedule, torch.stack([kept, kept, torch.arange(1, len(kept) + 1)]))
+
+
+@dataclass(frozen=True)
+class Hiding(Visibility):
+    """All tokens ask, and only some may be looked at."""
+
+    kept: tuple[int, ...] = ()
+
+    def spans(self) -> Iterator[tuple[slice, slice | torch.Tensor]]:
+        for queries, keys in super().spans():
+            assert isinstance(keys, slice)
+            yield queries, torch.tensor([i for i in self.kept if keys.start <= i < keys.stop])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [None, 1])
+@pytest.mark.parametrize("position", ["rotary", "absolute"])
+@pytest.mark.parametrize("backend", ["prefix", "matmul"])
+def test_kept_tokens_are_a_gather_of_a_pass_in_which_the_others_are_hidden(
+    build_transformer: Build,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    monkeypatch: pytest.MonkeyPatch,
+    position: str,
+    order: int | None,
+    backend: str,
+) -> None:
+    """So positions, levels and masks follow the kept tokens, row by row; it isn't a gather of the plain pass."""
+    where = Rotary2D() if position == "rotary" else AbsolutePosition(32, schedule=schedule)
+    model, x = build_transformer(position=where, mask=ScaleMask(order), backend=backend), random_input(schedule)
+    kept = LocalWindow(((1, 2), (1, 2)))(schedule, 3)
+    assert kept is not None
+    assert len({tuple(row.tolist()) for row in kept}) > 1
+    ours = model(x, condition, schedule, kept)
+    plain = model(x, condition, schedule)
+    for row in range(3):
+        seen = ScaleMask(order).visibility(schedule)
+        hiding = Hiding(seen.offsets, seen.first, tuple(kept[row].tolist()))
+        with monkeypatch.context() as patch:
+            patch.setattr(ScaleMask, "visibility", lambda *_, hiding=hiding: hiding)
+            hidden = model(x, condition, schedule)[row, kept[row]]
+        torch.testing.assert_close(ours[row], hidden, atol=1e-4, rtol=1e-4)
+    assert (ours - plain.gather(1, kept[..., None].expand(-1, -1, 32))).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("train_tokens", [LocalWindow(), RandomTail(), None], ids=["window", "tail", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_allocates_no_l_by_l_tensor(
+    build_transformer: Build,
+    condition: Condition,
+    train_tokens: LocalWindow | RandomTail | None,
+    dtype: torch.dtype,
+) -> None:
+    long = ScaleSchedule.square(1, 2, 4, 8, 16, 32)  # 1365 tokens, more than `auto` ever gives to `matmul`
+    one = condition.select(torch.tensor([0]))
+    kept = None if train_tokens is None else train_tokens(long, 1)
+    length = long.total if kept is None else kept.shape[-1]
+
+    def largest(backend: str) -> int:
+        model = build_transformer(num_levels=6, backend=backend)
+        with AllocationWatch() as watch, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            model(random_input(long, 1), one, long, kept).square().mean().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        return watch.largest
+
+    assert largest("prefix") <= long.total * 4 * 32  # the feed-forward's inner layer, at most
+    assert largest("dense") == length**2 > long.total * 4 * 32
+
+
+@pytest.mark.parametrize("kept", [[0, 2, 1], [0, 1, 1], [0, 1, 27], [-1, 0, 1]])
+def test_kept_positions_ascend_within_the_sequence(
+    build_transformer: Build, schedule: ScaleSchedule, condition: Condition, kept: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="kept positions ascend"):
+        build_transformer()(random_input(schedule), condition, schedule, torch.tensor(kept))
 
 
 @torch.no_grad()

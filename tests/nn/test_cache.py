@@ -59,3 +59,37 @@ def test_selecting_rows_moves_keys_values_and_text(schedule: ScaleSchedule, orde
         keys[:, :, :length] if order is None else keys[:, :, : schedule.lengths[-2]], old[[1, 1, 0]]
     )
     assert cache.text(0, lambda: text)[0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_layers_share_the_room_for_the_last_scale(schedule: ScaleSchedule) -> None:
+    """Nothing of an earlier scale is lost by it, in either layer."""
+    cache, apart = KVCache(schedule), [KVCache(schedule), KVCache(schedule)]
+    for k, length in enumerate(schedule.lengths):
+        for layer in (0, 1):
+            keys = torch.randn(2, 1, length, 4)
+            seen, _ = cache.append(layer, k, keys, keys, keys)
+            assert torch.equal(seen, apart[layer].append(0, k, keys, keys, keys)[0])
+    assert cache.tokens() == schedule.total - schedule.lengths[-1]
+
+
+@pytest.mark.parametrize("order", [None, 1])
+def test_what_is_held_is_forgotten_at_once(schedule: ScaleSchedule, order: int | None) -> None:
+    cache = KVCache(schedule, ScaleMask(order), num_layers=3)
+    fill(cache, schedule)
+    cache.text(0, lambda: (torch.zeros(1), torch.zeros(1)))
+    layers = 3 if order is None else 2  # buffers of all layers, or this layer's last two scales
+    assert len(cache.held()) == 2 * (layers + 1 + (order is None))
+    cache.clear()
+    assert cache.held() == []
+    fill(cache, schedule)
+
+
+def test_buffers_of_all_layers_are_one_piece_of_memory(schedule: ScaleSchedule) -> None:
+    cache = KVCache(schedule, num_layers=3)
+    seen = fill(cache, schedule)
+    for (keys, values), (other_keys, other_values) in zip(seen, fill(KVCache(schedule), schedule), strict=True):
+        assert torch.equal(keys, other_keys)
+        assert torch.equal(values, other_values)
+    assert (
+        len({part.untyped_storage().data_ptr() for part in cache.held()}) == 3
+    )  # and the last scale's keys and values

@@ -81,6 +81,39 @@ def test_pictures_are_drawn_beside_the_real_ones(module: GeneratorModule, batch:
     assert module.sample_images(few) == {}
 
 
+def test_cached_tokens_and_texts_stand_for_pictures_and_captions(module: GeneratorModule, batch: Batch) -> None:
+    few = batch.first(5)
+    codes = module.codes(few)
+    features = module.tokenizer.features(few.images)
+    text, empty = module.text_encoder(few.captions), module.text_encoder([""])
+    parts = [(one.pooled, one.context, one.context_mask) for one in (text, empty)]
+    nothing = torch.empty(5, 3, 0, 0)
+    expected = module.loss(few, 0.0).total
+    for known in ({"codes": torch.cat(codes, 1)}, {"features": features}):
+        cached = Batch(nothing, few.captions, text=parts[0], empty=parts[1], **known)  # type: ignore[arg-type]
+        assert all(torch.equal(a, b) for a, b in zip(module.codes(cached), codes, strict=True))
+        module.text_encoder.heard = []
+        torch.testing.assert_close(module.loss(cached, 0.0).total, expected)
+        assert module.text_encoder.heard == []
+    shown = module.eval().sample_images(cached)
+    what_codes_keep = module.tokenizer.decode_codes(codes, module.schedule).add(1).div(2)
+    torch.testing.assert_close(shown["real"], what_codes_keep)
+
+
+def test_cached_texts_are_emptied_like_captions(module: GeneratorModule, batch: Batch) -> None:
+    """From the same random numbers the same ones."""
+    text, empty = module.text_encoder(batch.captions), module.text_encoder([""])
+    parts = [(one.pooled.half(), one.context.half(), one.context_mask) for one in (text, empty)]
+    cached = Batch(batch.images, batch.captions, text=parts[0], empty=parts[1])
+    torch.manual_seed(3)
+    ours = module.condition(cached, 0.5)
+    torch.manual_seed(3)
+    theirs = module.condition(batch, 0.5)
+    torch.testing.assert_close(ours.pooled, theirs.pooled, atol=2e-3, rtol=2e-3)
+    assert torch.equal(ours.context_mask.sum(1), theirs.context_mask.sum(1))
+    assert ours.pooled.dtype == torch.float32
+
+
 def test_parts_that_do_not_fit_are_named(
     build_transformer: Callable[..., STARTransformer], module: GeneratorModule, schedule: ScaleSchedule
 ) -> None:

@@ -36,7 +36,8 @@ def module(
 
 
 def initialise(module: GeneratorModule, source: Path) -> None:
-    Run({"task": "generator", "init_from": str(source)}, source.parent).initialise(module)
+    config = {"task": "generator", "init_from": str(source), "init_rule": "position"}
+    Run(config, source.parent).initialise(module)
 
 
 def folder(path: Path, schedule: ScaleSchedule, **parts: torch.nn.Module) -> Path:
@@ -75,6 +76,62 @@ def test_what_a_folder_has_besides_is_not_used(
     with caplog.at_level(logging.INFO):
         initialise(module, source)
     assert "has a refiner, which isn't used" in caplog.text
+
+
+def test_a_generator_keeps_the_tokenizer_it_was_given(
+    module: GeneratorModule, schedule: ScaleSchedule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the one of the checkpoint it begins with; and is told when they differ."""
+    parts = {"transformer": module.transformer, "text_encoder": module.text_encoder}
+    same = folder(tmp_path / "same", schedule, **parts, tokenizer=module.tokenizer)
+    with caplog.at_level(logging.INFO):
+        initialise(module, same)
+    assert "another tokenizer" not in caplog.text
+    assert "as this run made or found it" in caplog.text
+    codebook = module.tokenizer.quantizer.codebook.weight.data
+    before = codebook.clone()
+    codebook.add_(1)
+    other = folder(tmp_path / "other", schedule, **parts, tokenizer=module.tokenizer)
+    codebook.copy_(before)
+    with caplog.at_level(logging.INFO):
+        initialise(module, other)
+    assert "another tokenizer than paths.tokenizer" in caplog.text
+    assert torch.equal(codebook, before)
+
+
+@pytest.mark.parametrize("rule", ["position", "index"])
+def test_a_longer_schedule_begins_with_a_shorter_one(
+    module: GeneratorModule,
+    build_transformer: Callable[..., STARTransformer],
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    rule: str,
+) -> None:
+    """The table says what was copied, grown and fresh."""
+    longer = ScaleSchedule((*schedule.sizes, (8, 8)))
+    later = GeneratorModule(
+        transformer=build_transformer(pooled_width=8, context_width=8, num_levels=5),
+        tokenizer=tokenizer,
+        text_encoder=WordTransformer(width=8, depth=1, num_heads=2, vocabulary_size=50),
+        objective=TeacherForcing(),
+        schedule=longer,
+        optimizer=AdamW(1e-3),
+    )
+    fresh = later.transformer.level.weight[4].clone()  # type: ignore[union-attr]
+    source = folder(tmp_path / "shorter", schedule, transformer=module.transformer, text_encoder=module.text_encoder)
+    config = {"task": "generator", "init_from": str(source), "init_rule": rule}
+    with caplog.at_level(logging.INFO):
+        Run(config, tmp_path).initialise(later)
+    old, new = (m.transformer.state_dict() for m in (module, later))
+    assert all(torch.equal(new[name], value) for name, value in old.items() if name != "level.weight")
+    ends = new["level.weight"][[0, 4]]
+    expected = old["level.weight"][[0, 3]] if rule == "position" else torch.stack([old["level.weight"][0], fresh])
+    assert torch.equal(ends, expected)
+    assert caplog.text.count("copied") >= 1
+    assert ("4 to 5 levels, by relative position" if rule == "position" else "levels 4 to 4") in caplog.text
+    assert sum("tensors" in record.message for record in caplog.records) == 1
 
 
 def test_a_generator_that_does_not_fit_is_refused_whole(

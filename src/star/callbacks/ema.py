@@ -10,13 +10,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from star.training.distributed import placed_like
+
 
 class EMA(Callback):
     """Keeps averages of everything that is trained; validation, pictures and checkpoints' readers use them.
 
-    Only trained parameters are averaged, so a frozen text encoder costs nothing. The averages lie in the checkpoint
-    under
-    `averaged` and are resumed.
+    Only trained parameters are averaged, so a frozen text encoder costs nothing. Of a model that is spread over
+    processes each keeps the averages of its own part. The averages lie in the checkpoint under `averaged` and are
+    resumed.
 
     Args:
         decay: share of the old average kept at each step; the first steps use (1 + n) / (10 + n) while it is smaller.
@@ -35,10 +37,10 @@ class EMA(Callback):
         self._step = 0
         self._swapped = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the weights as they are, or go on with the checkpoint's averages on the right device."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the weights as they are, or go on with the checkpoint's averages, placed like the weights."""
         trained = _trained(pl_module)
-        kept = {name: self.weights[name].to(value.device) for name, value in trained.items() if name in self.weights}
+        kept = {name: placed_like(self.weights[name], value) for name, value in trained.items() if name in self.weights}
         self.weights = {name: kept.get(name, value.detach().clone()) for name, value in trained.items()}
         self._step = trainer.global_step
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import nn
 
 from star.callbacks.ema import averages
 from star.types import ImageMetric
-
-log = logging.getLogger(__name__)
 
 
 class Evaluate(Callback):
@@ -23,7 +21,7 @@ class Evaluate(Callback):
 
     Args:
         every_n_steps: how often.
-        metric: scores pictures; has a `reset` if it is used more than once.
+        metric: scores pictures; has a `reset`.
         prompts: mappings with `prompt`, and what the metric wants to know of it; `num_prompts` are taken evenly spread.
         name: what the loggers call the results: `eval/NAME`, `eval/NAME/part`.
         num_prompts: how many; None takes all.
@@ -100,16 +98,22 @@ class Evaluate(Callback):
         """Draw this rank's share, score, and name the results for loggers."""
         decoder = module.decoder(module.transformer, module.tokenizer, module.schedule)
         empty = module.text_encoder([""])
-        numbered = list(enumerate(self.prompts))[rank::world]
+        numbered = list(enumerate(self.prompts))
+        share = numbered[rank::world]
         self.metric.reset()  # type: ignore[attr-defined]
-        for first in range(0, len(numbered), self.batch):
-            group = numbered[first : first + self.batch]
+        # As many rounds on every rank: drawing with a model that is spread over ranks takes all of them.
+        for first in range(0, len(numbered[::world]), self.batch):
+            counted = share[first : first + self.batch]
+            group = counted or numbered[:1]
             condition = module.text_encoder([record["prompt"] for _, record in group])
             state = decoder(condition, empty, [self.seed + place for place, _ in group])
             images = decoder.images(state).float().clamp(0, 1)
-            self.metric.update(images, [record for _, record in group])
-        if not numbered:  # more ranks than prompts: this one has to take part in the gathering all the same
-            self.metric.update(torch.zeros(0, 3, 1, 1), [])
+            if isinstance(self.metric, nn.Module):  # no part of the module that Lightning moves
+                self.metric.to(images.device)
+            if counted:
+                self.metric.update(images, [record for _, record in counted])
+        if not share:  # more ranks than prompts: this one has to take part in the gathering all the same
+            self.metric.update(images[:0], [])
         results = self.metric.compute()
         named = {f"eval/{self.name}": float(results["value"])}
         parts = {name: value for name, value in results.items() if isinstance(value, float) and name != "value"}

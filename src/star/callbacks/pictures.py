@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from star.callbacks.ema import averages
+from star.training.distributed import is_sharding
 from star.types import Batch
 
 
@@ -39,10 +40,12 @@ class Pictures(Callback):
     ) -> None:
         """Show pictures if it is time."""
         step = trainer.global_step
-        if step == self._shown or step % self.every_n_steps or not trainer.is_global_zero:
+        # Where a model is spread over processes, all of them have to draw for one to show.
+        draws = trainer.is_global_zero or is_sharding(trainer.strategy)
+        if step == self._shown or step % self.every_n_steps or not draws:
             return
         self._shown = step
-        few = Batch(batch.images[: self.num_images], batch.captions[: self.num_images])
+        few = batch.first(self.num_images)
         ema = averages(trainer)
         training = pl_module.training
         draw: Callable[[Batch], dict[str, Tensor]] = pl_module.sample_images  # type: ignore[assignment]
@@ -54,7 +57,7 @@ class Pictures(Callback):
         ):
             shown = draw(few)
         pl_module.train(training)
-        for name, images in shown.items():
+        for name, images in shown.items() if trainer.is_global_zero else ():
             self._show(trainer, name, images, few.captions, step)
 
     def _show(self, trainer: Trainer, name: str, images: Tensor, captions: list[str], step: int) -> None:

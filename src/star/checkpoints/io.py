@@ -13,24 +13,28 @@ from torch import Tensor, nn
 
 from star.checkpoints.pretrained import is_pretrained, read_pretrained
 from star.checkpoints.report import compare
+from star.checkpoints.sharded import is_sharded
+from star.utils.files import set_aside
 
 State = Mapping[str, Tensor]
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file of a run directory (its `checkpoints/last.ckpt`), or the file or converted folder itself.
+    """The checkpoint of a run directory (its `checkpoints/last.ckpt`), or the file or folder itself.
 
     Raises:
         FileNotFoundError: when there is none, with what was looked for.
 
     """
     given = Path(path)
-    if given.is_file() or is_pretrained(given):
+    if given.is_file() or is_pretrained(given) or is_sharded(given):
         return given
     if given.is_dir():
         last = given / "checkpoints" / "last.ckpt"
-        if last.is_file():
-            return last
+        # A run that died while a sharded checkpoint took the place of the one before has that one beside it.
+        for candidate in (last, set_aside(last)):
+            if candidate.is_file() or is_sharded(candidate):
+                return candidate
         raise FileNotFoundError(f"the run directory {given} has no checkpoint: {last} does not exist")
     raise FileNotFoundError(f"no checkpoint at {given}: give a run directory, a .ckpt file or a converted folder")
 
@@ -39,7 +43,7 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Open a checkpoint or a converted folder of this project: tensors and plain containers only, never code.
 
     Args:
-        path: what `find` takes.
+        path: what `find` takes; a sharded checkpoint is put together in memory.
         mmap: map the checkpoint's tensors instead of reading them, as those of a converted folder are in any case.
 
     Raises:
@@ -48,6 +52,10 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
     """
     file = find(path)
+    if is_sharded(file):
+        from star.checkpoints.sharded_reader import read_sharded
+
+        return read_sharded(file)
     if file.is_dir():
         return read_pretrained(file)
     if not zipfile.is_zipfile(file):
@@ -67,7 +75,8 @@ def is_ours(path: str | Path) -> bool:
     """Whether a path is a checkpoint, run directory or converted folder of this project, and no released file."""
     given = Path(path)
     if given.is_dir():
-        return is_pretrained(given) or (given / "checkpoints" / "last.ckpt").is_file()
+        last = given / "checkpoints" / "last.ckpt"
+        return is_pretrained(given) or is_sharded(given) or last.is_file() or is_sharded(last)
     if given.suffix == ".safetensors" or not zipfile.is_zipfile(given):
         return False
     try:

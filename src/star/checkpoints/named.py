@@ -10,7 +10,7 @@ from typing import Any
 from star.checkpoints.describe import disagreements
 from star.checkpoints.parts import with_tokenizer
 from star.checkpoints.pretrained import is_pretrained, read_pretrained
-from star.checkpoints.released import find_released, import_released
+from star.checkpoints.released import find_released, holds_refiner, import_released
 from star.utils.instantiate import instantiate
 
 log = logging.getLogger(__name__)
@@ -37,13 +37,27 @@ def read_named(config: Config) -> dict[str, Any]:
         ValueError: without a folder, or when the files are another model's.
 
     """
-    name, folder = config["pretrained"]["name"], config["weights"]
+    folder = locate_named(config)
+    return _converted(folder, config) if is_pretrained(folder) else _released(folder, config)
+
+
+def locate_named(config: Config) -> Path:
+    """The folder of a named release, which has its files; they aren't read.
+
+    Raises:
+        FileNotFoundError: when files are missing.
+        ValueError: without a folder.
+
+    """
+    group, folder = config["pretrained"], config["weights"]
     if folder is None:
         raise ValueError(
-            f"pretrained={name} needs weights=DIR: a folder with the files published at "
-            f"{config['pretrained']['source']}, or one that python -m star.checkpoints.convert wrote"
+            f"pretrained={group['name']} needs weights=DIR: a folder with the files published at "
+            f"{group['source']}, or one that python -m star.checkpoints.convert wrote"
         )
-    return _converted(Path(folder), config) if is_pretrained(folder) else _released(Path(folder), config)
+    if not is_pretrained(folder):
+        find_released(Path(folder), group["files"], name=f"pretrained={group['name']}", source=group["source"])
+    return Path(folder)
 
 
 def _released(folder: Path, config: Config) -> dict[str, Any]:
@@ -51,14 +65,17 @@ def _released(folder: Path, config: Config) -> dict[str, Any]:
     name = f"pretrained={group['name']}"
     files = find_released(folder, group["files"], name=name, source=group["source"])
     schedule = instantiate(config["schedule"])
+    shared: dict[str, Any] = {
+        "position": instantiate(config["position"]),
+        "num_heads": None if model["qk_norm"] else model["num_heads"],
+    }
     generator = import_released(
         files["transformer"],
         kind=group["kind"],
         schedule=schedule,
-        position=instantiate(config["position"]),
         first_sample_text=model["first_sample_text"],
         logit_norm=model["logit_norm"],
-        num_heads=None if model["qk_norm"] else model["num_heads"],
+        **shared,
     )
     found = generator["config"]["module"]["transformer"]
     if wrong := disagreements(model, found, ignored=_FREE):
@@ -74,7 +91,13 @@ def _released(folder: Path, config: Config) -> dict[str, Any]:
         "text_encoder": _beside(config["text_encoder"], files.get("text_encoder")),
         "schedule": config["schedule"],
     }
-    return {**whole, "config": {**whole["config"], "module": module}}
+    whole = {**whole, "config": {**whole["config"], "module": module}}
+    if holds_refiner(files["transformer"]):
+        sampler = import_released(files["transformer"], kind="refiner", schedule=schedule, **shared)
+        whole["state_dict"] = whole["state_dict"] | sampler["state_dict"]
+        module["refiner"] = sampler["config"]["module"]["refiner"]
+        log.info("the causal-driven sampler is in %s, too", files["transformer"])
+    return whole
 
 
 def _converted(folder: Path, config: Config) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from star.nn.attention import CrossAttention
 log = logging.getLogger(__name__)
 
 DRAWING = ("text_encoder", "transformer", "tokenizer")
+# A sampler's training saves the generator, too.
+WITH_GENERATOR = ("generator", "sampler")
 
 
 def check_drawable(checkpoint: Mapping[str, Any], *, what: str) -> None:
@@ -26,7 +28,9 @@ def check_drawable(checkpoint: Mapping[str, Any], *, what: str) -> None:
 
     """
     config, state = checkpoint["config"], checkpoint["state_dict"]
-    if config.get("task") != "generator":
+    if config.get("task") == "sampler" and "transformer" not in config["module"]:
+        raise ValueError(f"{what} is a refiner alone: give its generator as ckpt=, and this as refiner=")
+    if config.get("task") not in WITH_GENERATOR:
         raise ValueError(f"{what} is a checkpoint of task={config.get('task')}, pictures need one of task=generator")
     for name in DRAWING:
         if name not in config["module"]:

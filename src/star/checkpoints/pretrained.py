@@ -61,7 +61,7 @@ def read_pretrained(directory: str | Path) -> Checkpoint:
         for name, tensor in read_tensors(folder / _file(part)).items()
     }
     task = "generator" if "transformer" in module else "sampler" if "refiner" in module else "tokenizer"
-    facts = {name: record.get(name) for name in ("kind", "tokenizer_hash", "notes")}
+    facts = {name: record.get(name) for name in ("kind", "tokenizer_hash", "generator_hash", "notes")}
     sampling = {} if record.get("sampling") is None else {"sampling": record["sampling"]}
     return {"state_dict": state, "config": {"task": task, "module": module, **sampling, **facts}}
 
@@ -118,6 +118,8 @@ def _merged(before: Mapping[str, Any], config: Mapping[str, Any], files: Sequenc
         record["transformer"] = transformer
     if config.get("sampling") is not None:
         record["sampling"] = config["sampling"]
+    if "refiner" in module and "transformer" not in module and config.get("generator_hash") is not None:
+        record["generator_hash"] = config["generator_hash"]
     record["kind"] = _kind(record)
     record["files"] = [*before.get("files", ()), *files]
     record["notes"] = {**before.get("notes", {}), **(config.get("notes") or {})}

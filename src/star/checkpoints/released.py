@@ -93,6 +93,11 @@ def holds_tokenizer(source: str | Path) -> bool:
         return False
 
 
+def holds_refiner(source: str | Path) -> bool:
+    """Whether a released generator's file is of STAR's sampler training, with the causal-driven sampler beside it."""
+    return "lvl_embed_2.weight" in read_official(source, "var_wo_ddp").shapes
+
+
 def schedule_of(source: str | Path, *, kind: str) -> ScaleSchedule:
     """The scales that a released file was trained on.
 

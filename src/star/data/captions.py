@@ -86,6 +86,21 @@ class Captions:
                 return caption
         raise SkipSample("caption", "empty")
 
+    def all(self, text: str | None, metadata: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """Every caption that `choose` can draw, cleaned, with its weight, in the order in which it looks at them.
+
+        Raises:
+            SkipSample: as `choose` does.
+
+        """
+        candidates = list(self._candidates(text, metadata))
+        if not candidates:
+            raise SkipSample("caption", "missing")
+        usable = [(caption, weight) for raw, weight in candidates if (caption := clean_caption(raw))]
+        if not usable:
+            raise SkipSample("caption", "empty")
+        return usable
+
     def _candidates(self, text: str | None, metadata: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for name, weight in self.fields.items():
             value = text if name == "txt" else metadata.get(name)

@@ -11,87 +11,40 @@ import lightning
 from star.data.filters import parse_filters
 from star.data.loader import PassLoader, RepeatedBatches, StreamLoader
 from star.data.sources import ShardSource, parse_sources
-from star.data.stream import BatchStream
+from star.data.stream import BatchStream, SampleStream
 from star.data.transforms import MAX_PIXELS, ImageTransform, parse_colour, parse_resolution
 
 
-class ShardDataModule(lightning.LightningDataModule):
-    """Image-text pairs from WebDataset shards, as img2dataset writes them, in `star.types.Batch`es.
-
-    What can be checked without reading a shard is checked here, so that a wrong path fails in the first second.
+class StreamDataModule(lightning.LightningDataModule):
+    """Endless training batches whose place a checkpoint keeps, and validation batches, from two streams.
 
     Args:
-        sources: name -> `ShardSource` or mapping of its arguments (`urls`, `weight`, `captions`), mixed by weight.
-        validation_sources: the same for validation; None for no validation.
-        resolution: side or [height, width] of the pictures in pixels.
-        batch_size: pairs per batch and device.
-        num_workers: reading processes per device; 0 reads in the training process.
-        shuffle_buffer: samples that are shuffled together, per worker and source; 1 for none.
-        seed: of order, captions and crops.
-        filters: name -> {min, max, missing}, see `star.data.filters.Filters`.
-        crop: `center` or `random`, in training; validation always takes the centre.
-        flip: mirror half of the pictures in training.
-        interpolation: `lanczos`, `bicubic` or `box`.
-        background: colour behind transparent pictures.
+        train_stream: endless.
+        validation_stream: finite, or endless with a `validation_size`; without sources there is no validation.
         epoch_size: samples of a training epoch over all devices; None for one endless epoch.
-        validation_size: samples of a validation over all devices, the same number of batches on each; None for one pass
-            in which each sample occurs once, where devices may differ by a batch.
+        validation_size: samples of a validation over all devices; None for one pass.
+        num_workers: reading processes per device; 0 reads in the training process.
         prefetch: batches that each worker prepares ahead.
-        max_pixels: larger pictures are skipped before they are decoded.
-        max_consecutive_skips: more skipped samples of a source in a row are a RuntimeError.
         pin_memory: page-locked batches when there is a GPU.
-
-    Raises:
-        ValueError: for settings that can't work; the message names the key.
 
     """
 
     def __init__(
         self,
-        sources: Mapping[str, ShardSource | Mapping[str, Any]],
+        train_stream: SampleStream,
+        validation_stream: SampleStream,
         *,
-        resolution: int | Sequence[int],
-        batch_size: int,
-        validation_sources: Mapping[str, ShardSource | Mapping[str, Any]] | None = None,
-        num_workers: int = 4,
-        shuffle_buffer: int = 1024,
-        seed: int = 0,
-        filters: Mapping[str, Any] | None = None,
-        crop: str = "center",
-        flip: bool = False,
-        interpolation: str = "lanczos",
-        background: str | Sequence[int] = "white",
-        epoch_size: int | None = None,
-        validation_size: int | None = None,
-        prefetch: int = 2,
-        max_pixels: int = MAX_PIXELS,
-        max_consecutive_skips: int = 1000,
-        pin_memory: bool = True,
+        epoch_size: int | None,
+        validation_size: int | None,
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool,
     ) -> None:
         super().__init__()
-        counts = {
-            "batch_size": batch_size,
-            "shuffle_buffer": shuffle_buffer,
-            "prefetch": prefetch,
-            "max_pixels": max_pixels,
-        }
-        sizes = {"epoch_size": epoch_size, "validation_size": validation_size}
-        _check_counts(counts | {name: size for name, size in sizes.items() if size is not None}, minimum=1)
-        _check_counts({"num_workers": num_workers, "max_consecutive_skips": max_consecutive_skips}, minimum=0)
+        self.train_stream = train_stream
+        self.validation_stream = validation_stream
         self.epoch_size = epoch_size
         self.validation_size = validation_size
-        self.train_stream = BatchStream(
-            _require(parse_sources(sources, "data.sources"), sources),
-            batch_size=batch_size,
-            transform=_transform(resolution, crop, flip, interpolation, background),
-            filters=parse_filters(filters),
-            seed=seed,
-            shuffle_buffer=shuffle_buffer,
-            max_pixels=max_pixels,
-            max_consecutive_skips=max_consecutive_skips,
-        )
-        validation = parse_sources(validation_sources, "data.validation_sources")
-        self.validation_stream = _for_validation(self.train_stream, validation, endless=validation_size is not None)
         self._workers: dict[str, Any] = {"num_workers": num_workers, "prefetch": prefetch, "pin_memory": pin_memory}
         self._train_loader: StreamLoader | None = None
         self._validation_loader: PassLoader | None = None
@@ -150,6 +103,85 @@ class ShardDataModule(lightning.LightningDataModule):
                 loader.close()
 
 
+class ShardDataModule(StreamDataModule):
+    """Image-text pairs from WebDataset shards, as img2dataset writes them, in `star.types.Batch`es.
+
+    What can be checked without reading a shard is checked here, so that a wrong path fails in the first second.
+
+    Args:
+        sources: name -> `ShardSource` or mapping of its arguments (`urls`, `weight`, `captions`), mixed by weight.
+        validation_sources: the same for validation; None for no validation.
+        resolution: side or [height, width] of the pictures in pixels.
+        batch_size: pairs per batch and device.
+        num_workers: reading processes per device; 0 reads in the training process.
+        shuffle_buffer: samples that are shuffled together, per worker and source; 1 for none.
+        seed: of order, captions and crops.
+        filters: name -> {min, max, missing}, see `star.data.filters.Filters`.
+        crop: `center` or `random`, in training; validation always takes the centre.
+        flip: mirror half of the pictures in training.
+        interpolation: `lanczos`, `bicubic` or `box`.
+        background: colour behind transparent pictures.
+        epoch_size: samples of a training epoch over all devices; None for one endless epoch.
+        validation_size: samples of a validation over all devices, the same number of batches on each; None for one pass
+            in which each sample occurs once, where devices may differ by a batch.
+        prefetch: batches that each worker prepares ahead.
+        max_pixels: larger pictures are skipped before they are decoded.
+        max_consecutive_skips: more skipped samples of a source in a row are a RuntimeError.
+        pin_memory: page-locked batches when there is a GPU.
+
+    Raises:
+        ValueError: for settings that can't work; the message names the key.
+
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, ShardSource | Mapping[str, Any]],
+        *,
+        resolution: int | Sequence[int],
+        batch_size: int,
+        validation_sources: Mapping[str, ShardSource | Mapping[str, Any]] | None = None,
+        num_workers: int = 4,
+        shuffle_buffer: int = 1024,
+        seed: int = 0,
+        filters: Mapping[str, Any] | None = None,
+        crop: str = "center",
+        flip: bool = False,
+        interpolation: str = "lanczos",
+        background: str | Sequence[int] = "white",
+        epoch_size: int | None = None,
+        validation_size: int | None = None,
+        prefetch: int = 2,
+        max_pixels: int = MAX_PIXELS,
+        max_consecutive_skips: int = 1000,
+        pin_memory: bool = True,
+    ) -> None:
+        check_counts({"batch_size": batch_size, "shuffle_buffer": shuffle_buffer, "prefetch": prefetch}, minimum=1)
+        check_counts({"max_pixels": max_pixels}, minimum=1)
+        check_counts({"epoch_size": epoch_size, "validation_size": validation_size}, minimum=1, optional=True)
+        check_counts({"num_workers": num_workers, "max_consecutive_skips": max_consecutive_skips}, minimum=0)
+        stream = BatchStream(
+            _require(parse_sources(sources, "data.sources"), sources),
+            batch_size=batch_size,
+            transform=_transform(resolution, crop, flip, interpolation, background),
+            filters=parse_filters(filters),
+            seed=seed,
+            shuffle_buffer=shuffle_buffer,
+            max_pixels=max_pixels,
+            max_consecutive_skips=max_consecutive_skips,
+        )
+        validation = parse_sources(validation_sources, "data.validation_sources")
+        super().__init__(
+            stream,
+            _for_validation(stream, validation, endless=validation_size is not None),
+            num_workers=num_workers,
+            prefetch=prefetch,
+            pin_memory=pin_memory,
+            epoch_size=epoch_size,
+            validation_size=validation_size,
+        )
+
+
 def _transform(
     resolution: int | Sequence[int], crop: str, flip: bool, interpolation: str, background: str | Sequence[int]
 ) -> ImageTransform:
@@ -172,7 +204,10 @@ def _require(parsed: tuple[ShardSource, ...], sources: object) -> tuple[ShardSou
     return parsed
 
 
-def _check_counts(counts: Mapping[str, Any], minimum: int) -> None:
+def check_counts(counts: Mapping[str, Any], minimum: int, *, optional: bool = False) -> None:
+    """Raise a ValueError that names a setting which isn't a whole number of at least `minimum` (or None)."""
     for name, value in counts.items():
+        if optional and value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise ValueError(f"data.{name} must be a whole number, at least {minimum}, got {value!r}")

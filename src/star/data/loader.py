@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from torch import distributed
 from torch.utils.data import DataLoader
 
+from star.data.elastic import redistribute
 from star.data.shards import shard_name
-from star.data.stream import BatchStream, WorkerBatch
+from star.data.stream import SampleStream, WorkerBatch
 from star.data.workers import WorkerStreams, open_loader, rank_and_world_size
 from star.types import Batch
 
@@ -43,7 +46,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        stream: BatchStream,
+        stream: SampleStream,
         *,
         num_workers: int,
         epoch_size: int | None,
@@ -71,10 +74,12 @@ class StreamLoader:
         """One epoch, or what a loaded state left of it."""
         done, self._resume_at = self._resume_at % len(self), 0
         for number in range(done + 1, len(self) + 1):
+            asked = time.monotonic()
             batch = next(self._running())
+            waited = time.monotonic() - asked
             self._states[batch.worker] = batch.state
             self._place = {"batches": number, "next_worker": (batch.worker + 1) % max(1, self.num_workers)}
-            yield Batch(batch.images, batch.captions, batch.keys, batch.skipped)
+            yield batch.unpack(waited)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands, for all ranks: every rank must call it, and gets the same."""
@@ -85,28 +90,44 @@ class StreamLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
-        With other ranks, workers, shards, seed or shuffle buffer there is no such place: then a warning says so, and
-        the data starts with a new pass in a new order.
+        With other ranks or workers the pass goes on as `redistribute` says. With other shards, another seed or shuffle
+        buffer there is no such place: then a warning says so, and the data starts with a new pass in a new order.
         """
         self.close()
         ranks = state["ranks"]
         rank, world_size = rank_and_world_size()
         layout, saved = (world_size, self.num_workers), (len(ranks), state["num_workers"])
-        if layout == saved and state["fingerprint"] == self._fingerprint():
+        known = state["fingerprint"] == self._fingerprint()
+        if layout == saved and known:
             own = ranks[rank]
             self._place = {name: own[name] for name in self._place}
             self._states = {worker: each for worker, each in enumerate(own["workers"]) if each is not None}
         else:
-            logger.warning(
-                "the checkpoint was made with %d ranks x %d workers, this run has %d x %d, or shards, seed or shuffle "
-                "buffer differ: the data can't go on at the same sample, it starts with a new pass in a new order",
-                *saved,
-                *layout,
-            )
-            fresh = self.stream.state_at_pass(1 + max(_passes(ranks), default=0))
             self._place = {"batches": ranks[0]["batches"], "next_worker": 0}
-            self._states = {worker: fresh for worker in range(max(1, self.num_workers))}
+            self._states = self._others_states(ranks, rank, world_size, known=known)
         self._resume_at = self._place["batches"]
+
+    def _others_states(
+        self, ranks: list[dict[str, Any]], rank: int, world_size: int, *, known: bool
+    ) -> dict[int, dict[str, Any]]:
+        """The states with which this rank's workers go on after readers that were divided differently."""
+        workers = max(1, self.num_workers)
+        before = [state for each in ranks for state in each["workers"]]
+        shards = {source.name: len(source.urls or ()) for source in self.stream.sources}
+        after = redistribute(before, shards=shards, count=world_size * workers) if known else None
+        if after is None:
+            logger.warning(
+                "shards, seed or shuffle buffer are not those of the checkpoint: the data can't go on at the same "
+                "sample, it starts with a new pass in a new order"
+            )
+            after = [self.stream.state_at_pass(1 + max(_passes(ranks), default=0))] * (world_size * workers)
+        elif len(after) != len(before):
+            logger.warning(
+                "%d processes read the data before, now %d do: the pass goes on behind the last shard that was begun",
+                len(before),
+                len(after),
+            )
+        return dict(enumerate(after[rank * workers : (rank + 1) * workers]))
 
     def close(self) -> None:
         """Stop the workers; iterating goes on after the last delivered batch."""
@@ -143,7 +164,7 @@ class PassLoader:
 
     def __init__(
         self,
-        stream: BatchStream,
+        stream: SampleStream,
         *,
         num_workers: int,
         size: int | None = None,
@@ -177,13 +198,18 @@ class PassLoader:
             batches = None if self.size is None else len(self)
             streams = WorkerStreams(self.stream, num_workers=self._settings["num_workers"], batches=batches)
             self._loader = open_loader(streams, persistent=True, **self._settings)
-        empty, skipped = True, Counter[str]()
+        held: WorkerBatch | None = None
+        skipped = Counter[str]()
         for batch in self._loader:
-            skipped.update(batch.skipped)
             if batch.keys:
-                empty = False
-                yield Batch(batch.images, batch.captions, batch.keys, batch.skipped)
-        if empty and rank_and_world_size()[1] == 1:
+                if held is not None:
+                    yield held.unpack()
+                held = batch
+            else:
+                skipped.update(batch.skipped)  # of a worker that found no usable sample: the last batch carries them
+        if held is not None:
+            yield held._replace(skipped=dict(Counter(held.skipped) + skipped)).unpack()
+        elif rank_and_world_size()[1] == 1:
             raise RuntimeError(f"no sample of the validation shards could be used: {dict(skipped)}")
 
     def close(self) -> None:
@@ -201,7 +227,7 @@ class RepeatedBatches:
     """
 
     def __init__(self, loader: StreamLoader, count: int) -> None:
-        self._batches = list(islice(loader, count))
+        self._batches = [replace(batch, waited=0.0) for batch in islice(loader, count)]
         loader.close()
 
     def __len__(self) -> int:

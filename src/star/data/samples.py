@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -39,6 +40,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class WholeSample:
+    """All that training can make of one pair.
+
+    Attributes:
+        images: (N, 3, H, W) uint8, N draws of the transform.
+        captions: every caption that may be drawn.
+        weights: how often each is, relative to the others.
+
+    """
+
+    images: Tensor
+    captions: list[str]
+    weights: list[float]
+
+
+@dataclass(frozen=True)
 class SampleReader:
     """Checks, decodes and captions raw samples; cheap checks come first, pixels last.
 
@@ -62,16 +79,35 @@ class SampleReader:
             SkipSample: when the sample can't be used, with the cause.
 
         """
+        data, metadata, text = self._check(raw)
+        caption = self.captions.choose(text, metadata, rng)
+        return Sample(key, self._read(data, rng), caption)
+
+    def whole(self, raw: RawSample, *, rngs: Sequence[random.Random]) -> WholeSample:
+        """Every caption of a raw sample, and a picture for each of the random numbers.
+
+        Raises:
+            SkipSample: when the sample can't be used, with the cause.
+
+        """
+        data, metadata, text = self._check(raw)
+        captions, weights = zip(*self.captions.all(text, metadata), strict=True)
+        return WholeSample(torch.stack([self._read(data, rng) for rng in rngs]), list(captions), list(weights))
+
+    def _check(self, raw: RawSample) -> tuple[bytes, Mapping[str, Any], str | None]:
+        """The picture's bytes, the json and the text of a sample that passes the filters on its json."""
         data = next((raw.files[extension] for extension in PICTURE_EXTENSIONS if extension in raw.files), None)
         if data is None:
             raise SkipSample("image", "missing")
         metadata = _guard("json", lambda: _parse_json(raw.files.get("json")))
         self.filters.check_metadata(metadata)
         text = _guard("caption", lambda: raw.files["txt"].decode("utf-8-sig") if "txt" in raw.files else None)
-        caption = self.captions.choose(text, metadata, rng)
+        return data, metadata, text
+
+    def _read(self, data: bytes, rng: random.Random) -> Tensor:
         picture = _guard("decode", lambda: open_picture(data, self.max_pixels))
         self.filters.check_size(*picture.size)
-        return Sample(key, _guard("decode", lambda: self._decode(picture, rng)), caption)
+        return _guard("decode", lambda: self._decode(picture, rng))
 
     def _decode(self, picture: Image.Image, rng: random.Random) -> Tensor:
         with picture:

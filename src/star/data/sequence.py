@@ -97,16 +97,18 @@ class SampleSequence:
         self.block_size = max(1, block_size)
         self.endless = endless
         self.skips = skips
-        self._block = Position()
+        self._block = self._end = Position()
         self._handed_out = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the sequence stands: four whole numbers."""
-        return asdict(self._block) | {"handed_out": self._handed_out}
+        """Where the sequence stands: whole numbers, the last two say up to where it may have handed samples out."""
+        end = {"end_passes": self._end.passes, "end_piece": self._end.piece}
+        return asdict(self._block) | {"handed_out": self._handed_out} | end
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken; before the first sample is drawn."""
         self._block = Position(state["passes"], state["piece"], state["sample"])
+        self._end = Position(state.get("end_passes", state["passes"]), state.get("end_piece", state["piece"]))
         self._handed_out = state["handed_out"]
 
     def __iter__(self) -> Iterator[PlacedSample]:
@@ -114,7 +116,7 @@ class SampleSequence:
         reader = self._read(self._block)
         block = list(islice(reader, self.block_size))
         while block:
-            self._block = block[0].position
+            self._block, self._end = block[0].position, block[-1].position
             # Popped from the end, so that memory holds one block and not two.
             waiting = self._shuffled(block)[self._handed_out :][::-1]
             block = list(islice(reader, self._handed_out))
@@ -141,7 +143,7 @@ class SampleSequence:
                 if (passes, piece) < (start.passes, start.piece):
                     continue
                 first = start.sample if (passes, piece) == (start.passes, start.piece) else 0
-                for number, raw in self._open(url):
+                for number, raw in self._open(url, counted=part == 0):
                     if number >= first and number % num_parts == part:
                         yield PlacedSample(raw, Position(passes, piece, number), shard_name(url))
             passes += 1
@@ -157,14 +159,15 @@ class SampleSequence:
         random.Random(f"{self.seed}/{self.name}/{passes}").shuffle(pieces)
         return pieces[self.share.index :: self.share.count]
 
-    def _open(self, url: str) -> Iterator[tuple[int, RawSample]]:
-        """The numbered samples of a shard; a broken or empty one is counted."""
+    def _open(self, url: str, *, counted: bool) -> Iterator[tuple[int, RawSample]]:
+        """The numbered samples of a shard; a broken or empty one is counted, by one of the workers that read it."""
         number = -1
         try:
             for number, raw in enumerate(read_shard(url)):
                 yield number, raw
         except ShardError as error:
-            self.skips.add(f"shard: {error.reason}", url)
+            if counted:
+                self.skips.add(f"shard: {error.reason}", url)
         else:
-            if number < 0:
+            if number < 0 and counted:
                 self.skips.add("shard: empty", url)

@@ -8,11 +8,26 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Self
 
 _READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, ValueError)
 _CHUNK = 1 << 20
+_META = re.compile(r"__[^/]*__($|/)")
 _TAR_NAME = re.compile(r"([^/\s'\"=]+?)(?:\.tar)(?:\.\w+)?(?=$|[\s'\"?#])")
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header, whose damage is an error: tarfile takes one that it can't read for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Parse a block; the zeros that end an archive are no damage, a missing end is."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error) or "a header is damaged") from error
 
 
 class ShardError(Exception):
@@ -70,12 +85,14 @@ def read_shard(url: str) -> Iterator[RawSample]:
 
 def _read_files(url: str, failures: list[Exception]) -> Iterator[dict[str, Any]]:
     """The files of a tar in webdataset's form; a failure is noted and ends them, so that what came before it counts."""
-    from webdataset.tariterators import tar_file_iterator
-
     try:
-        with _open(url) as stream:
-            for file in tar_file_iterator(stream):
-                yield file | {"__url__": url}
+        with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # a shard's headers aren't needed twice
+                if member.isreg() and not _META.match(member.name):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    yield {"fname": member.name, "data": content.read(), "__url__": url}
     except _READ_ERRORS as error:
         failures.append(error)
 

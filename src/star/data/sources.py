@@ -26,6 +26,7 @@ class ShardSource:
         weight: how often the source is drawn from, relative to the others; 0 switches it off.
         captions: which fields hold captions.
         name: what the source is called in keys and messages; in a mapping of sources, its key.
+        made_by: the command that makes the shards, for who doesn't have them yet.
 
     Raises:
         ValueError: for a weight that is negative or not a number.
@@ -36,6 +37,7 @@ class ShardSource:
     weight: float = 1.0
     captions: Captions = field(default_factory=Captions)
     name: str = "shards"
+    made_by: str | None = None
 
     def __post_init__(self) -> None:
         """Normalise what YAML gives, then validate."""
@@ -67,7 +69,7 @@ def parse_sources(entries: Mapping[str, Any] | None, key: str) -> tuple[ShardSou
         raise ValueError(f"{key} must map names to sources, e.g. {{mine: {{urls: 'shards/*.tar'}}}}, got {entries!r}")
     sources = [_parse_source(str(name), entry, f"{key}.{name}") for name, entry in (entries or {}).items()]
     return tuple(
-        replace(source, urls=expand_urls(source.urls, f"{key}.{source.name}.urls"))
+        replace(source, urls=expand_urls(source.urls, f"{key}.{source.name}.urls", made_by=source.made_by))
         for source in sources
         if source is not None and source.weight > 0
     )
@@ -92,12 +94,13 @@ def _parse_source(name: str, entry: Any, key: str) -> ShardSource | None:
         raise ValueError(f"{key}: {error}") from error
 
 
-def expand_urls(urls: str | Sequence[str] | None, key: str) -> tuple[str, ...]:
+def expand_urls(urls: str | Sequence[str] | None, key: str, *, made_by: str | None = None) -> tuple[str, ...]:
     """Turn paths, globs, braces and addresses into one address per shard.
 
     Args:
         urls: one address or several, see `ShardSource`.
         key: the setting that errors name.
+        made_by: the command that makes the shards, which errors name too.
 
     Raises:
         ValueError: for no address, unbalanced braces, a glob that matches nothing, or only missing local shards.
@@ -109,14 +112,14 @@ def expand_urls(urls: str | Sequence[str] | None, key: str) -> tuple[str, ...]:
         raise ValueError(
             f"{key} is {urls!r}: set it to the shards, e.g. {key}='/data/shards/*.tar', or do without it by {weight}=0"
         )
-    expanded = tuple(url for pattern in patterns for url in _expand(pattern.strip(), key))
+    expanded = tuple(url for pattern in patterns for url in _expand(pattern.strip(), key, made_by))
     local = [url for url in expanded if not _SCHEME.match(url)]
     if len(local) == len(expanded) and not any(os.path.exists(path) for path in local):
         raise ValueError(f"{key}={urls!r}: none of the {len(local)} shards exists, the first would be {local[0]!r}")
     return expanded
 
 
-def _expand(pattern: str, key: str) -> list[str]:
+def _expand(pattern: str, key: str, made_by: str | None) -> list[str]:
     from braceexpand import braceexpand
 
     if pattern.startswith("file:"):
@@ -127,7 +130,7 @@ def _expand(pattern: str, key: str) -> list[str]:
         raise ValueError(f"{key}={pattern!r} has unbalanced braces") from error
     if _SCHEME.match(pattern):
         return [_remote(url) for url in urls]
-    return [path for url in urls for path in _local(os.path.expanduser(url), key)]
+    return [path for url in urls for path in _local(os.path.expanduser(url), key, made_by)]
 
 
 def _remote(url: str) -> str:
@@ -135,12 +138,13 @@ def _remote(url: str) -> str:
     return f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url
 
 
-def _local(path: str, key: str) -> list[str]:
+def _local(path: str, key: str, made_by: str | None) -> list[str]:
     if os.path.isdir(path):
         path = os.path.join(glob.escape(path), "*.tar")
     if not glob.has_magic(path):
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
     if not matches:
-        raise ValueError(f"{key}: no shard matches {path!r} (from {os.getcwd()}); make the shards or correct {key}")
+        make = "make the shards" if made_by is None else f"make the shards ({made_by})"
+        raise ValueError(f"{key}: no shard matches {path!r} (from {os.getcwd()}); {make} or correct {key}")
     return matches

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from star.data.elastic import place
 from star.data.filters import Filters
-from star.data.samples import Sample, SampleReader
-from star.data.sequence import Position, SampleSequence, Share
+from star.data.samples import SampleReader
+from star.data.sequence import SampleSequence, Share
+from star.data.shards import RawSample
 from star.data.skips import SkipCounter, SkipSample
 from star.data.sources import ShardSource
 from star.data.transforms import MAX_PIXELS, ImageTransform, to_unit_range
+from star.types import Batch
+
+Text = tuple[Tensor, Tensor, Tensor]
 
 
 class WorkerBatch(NamedTuple):
@@ -30,6 +36,7 @@ class WorkerBatch(NamedTuple):
         skipped: skips since the worker's batch before, by cause.
         state: where the worker stands after this batch, see `BatchStream.batches`.
         worker: which of the rank's workers made it.
+        codes, features, text, empty: what a cache has, see `star.types.Batch`.
 
     """
 
@@ -39,6 +46,23 @@ class WorkerBatch(NamedTuple):
     skipped: dict[str, int]
     state: dict[str, Any]
     worker: int = 0
+    codes: Tensor | None = None
+    features: Tensor | None = None
+    text: Text | None = None
+    empty: Text | None = None
+
+    def unpack(self, waited: float = 0.0) -> Batch:
+        """What training sees of it."""
+        known = {"codes": self.codes, "features": self.features, "text": self.text, "empty": self.empty}
+        return Batch(self.images, self.captions, self.keys, self.skipped, waited, **known)  # type: ignore[arg-type]
+
+
+class Reader(Protocol):
+    """Turns a raw sample into one that can be stacked."""
+
+    def __call__(self, raw: RawSample, *, key: str, rng: random.Random) -> Any:
+        """The sample; `rng` draws what is random in it. Raises SkipSample when it can't be used."""
+        ...
 
 
 class SourceFeed:
@@ -54,7 +78,7 @@ class SourceFeed:
     """
 
     def __init__(
-        self, source: ShardSource, *, reader: SampleReader, sequence: SampleSequence, skips: SkipCounter, seed: int
+        self, source: ShardSource, *, reader: Reader, sequence: SampleSequence, skips: SkipCounter, seed: int
     ) -> None:
         self.source = source
         self.reader = reader
@@ -62,7 +86,7 @@ class SourceFeed:
         self.skips = skips
         self.seed = seed
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Any]:
         """Samples from where the sequence stands."""
         for placed in self.sequence:
             key = f"{self.source.name}/{placed.shard}/{placed.raw.key}"
@@ -77,31 +101,33 @@ class SourceFeed:
 
 
 @dataclass(frozen=True)
-class BatchStream:
-    """What every worker does, told by its share of the data.
+class SampleStream(ABC):
+    """What every worker does, told by its share of the data: the order of the samples, whatever they hold.
 
     Args:
         sources: with expanded `urls` and weights above 0.
-        batch_size: pairs in a batch; the last of a finite stream may be smaller.
-        transform: what happens to the pictures.
-        filters: bounds on sizes and json fields.
+        batch_size: samples in a batch; the last of a finite stream may be smaller.
         seed: of order, captions and crops.
         shuffle_buffer: samples that are shuffled together, per worker and source; 1 for none.
         endless: pass after pass, sources mixed by weight; otherwise one pass over all sources, one after another.
-        max_pixels: larger pictures are skipped.
         max_consecutive_skips: more skips in a row are an error.
 
     """
 
     sources: tuple[ShardSource, ...]
     batch_size: int
-    transform: ImageTransform
-    filters: Filters
     seed: int = 0
     shuffle_buffer: int = 1
     endless: bool = True
-    max_pixels: int = MAX_PIXELS
     max_consecutive_skips: int = 1000
+
+    @abstractmethod
+    def reader(self, source: ShardSource) -> Reader:
+        """What reads the samples of a source."""
+
+    @abstractmethod
+    def stack(self, samples: Sequence[Any]) -> WorkerBatch:
+        """Samples as a batch, without its `skipped` and `state`."""
 
     def batches(self, share: Share, state: dict[str, Any] | None = None) -> Iterator[WorkerBatch]:
         """Batches of one share.
@@ -119,13 +145,13 @@ class BatchStream:
             for feed in feeds:
                 feed.sequence.load_state_dict(state["sources"][feed.source.name])
         if not self.endless:
-            return _stack_finite(chain.from_iterable(feeds), feeds, self.batch_size)
+            return self._finite(chain.from_iterable(feeds), feeds)
         mixer = Mixer(feeds, seed=f"{self.seed}/{share.index}", draws=0 if state is None else state["draws"])
-        return _stack_endless(mixer, feeds, self.batch_size)
+        return self._endless(mixer, feeds)
 
     def state_at_pass(self, passes: int) -> dict[str, Any]:
         """The state of a share that begins with a later pass, whose order differs from that of the passes before."""
-        return {"draws": 0, "sources": {source.name: _beginning(passes) for source in self.sources}}
+        return {"draws": 0, "sources": {source.name: place(passes, 0) for source in self.sources}}
 
     def _feed(self, source: ShardSource, share: Share) -> SourceFeed:
         assert isinstance(source.urls, tuple)
@@ -139,8 +165,56 @@ class BatchStream:
             endless=self.endless,
             skips=skips,
         )
-        reader = SampleReader(source.captions, self.filters, self.transform, self.max_pixels)
-        return SourceFeed(source, reader=reader, sequence=sequence, skips=skips, seed=self.seed)
+        return SourceFeed(source, reader=self.reader(source), sequence=sequence, skips=skips, seed=self.seed)
+
+    def _endless(self, mixer: Mixer, feeds: Sequence[SourceFeed]) -> Iterator[WorkerBatch]:
+        samples = iter(mixer)
+        while True:
+            yield self._stack(list(islice(samples, self.batch_size)), feeds, mixer.draws)
+
+    def _finite(self, samples: Iterator[Any], feeds: Sequence[SourceFeed]) -> Iterator[WorkerBatch]:
+        """Batches to the end; the last one is held back, to carry the skips that come after its samples."""
+        held: WorkerBatch | None = None
+        while chunk := list(islice(samples, self.batch_size)):
+            if held is not None:
+                yield held
+            held = self._stack(chunk, feeds, draws=0)
+        trailing = _take_skips(feeds)
+        if held is not None:
+            yield held._replace(skipped=dict(Counter(held.skipped) + trailing))
+        elif trailing:
+            yield WorkerBatch(torch.empty(0), [], [], dict(trailing), {})
+
+    def _stack(self, samples: Sequence[Any], feeds: Sequence[SourceFeed], draws: int) -> WorkerBatch:
+        state = {"draws": draws, "sources": {feed.source.name: feed.sequence.state_dict() for feed in feeds}}
+        # A plain dict: pinning copies it with update(), which a Counter would take for an addition.
+        return self.stack(samples)._replace(skipped=dict(_take_skips(feeds)), state=state)
+
+
+@dataclass(frozen=True)
+class BatchStream(SampleStream):
+    """Pictures with captions.
+
+    Args:
+        transform: what happens to the pictures.
+        filters: bounds on sizes and json fields.
+        max_pixels: larger pictures are skipped.
+
+    """
+
+    transform: ImageTransform = field(kw_only=True)
+    filters: Filters = field(kw_only=True)
+    max_pixels: int = field(default=MAX_PIXELS, kw_only=True)
+
+    def reader(self, source: ShardSource) -> SampleReader:
+        """Decodes pictures and draws captions."""
+        return SampleReader(source.captions, self.filters, self.transform, self.max_pixels)
+
+    def stack(self, samples: Sequence[Any]) -> WorkerBatch:
+        """Pictures in [-1, 1]."""
+        images = to_unit_range(torch.stack([sample.image for sample in samples]))
+        captions = [sample.caption for sample in samples]
+        return WorkerBatch(images, captions, [sample.key for sample in samples], {}, {})
 
 
 class Mixer:
@@ -160,7 +234,7 @@ class Mixer:
         self.seed = seed
         self.draws = draws
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Any]:
         """Samples, drawn one by one."""
         streams = [iter(feed) for feed in self.feeds]
         weights = [feed.source.weight for feed in self.feeds]
@@ -170,41 +244,6 @@ class Mixer:
             )
             self.draws = draw + 1
             yield next(stream)
-
-
-def _beginning(passes: int) -> dict[str, int]:
-    return {"passes": passes, "piece": Position.piece, "sample": Position.sample, "handed_out": 0}
-
-
-def _stack_endless(mixer: Mixer, feeds: Sequence[SourceFeed], batch_size: int) -> Iterator[WorkerBatch]:
-    samples = iter(mixer)
-    while True:
-        yield _stack(list(islice(samples, batch_size)), feeds, mixer.draws)
-
-
-def _stack_finite(samples: Iterator[Sample], feeds: Sequence[SourceFeed], batch_size: int) -> Iterator[WorkerBatch]:
-    """Batches to the end; the last one is held back, to carry the skips that come after its samples."""
-    held: WorkerBatch | None = None
-    while chunk := list(islice(samples, batch_size)):
-        if held is not None:
-            yield held
-        held = _stack(chunk, feeds, draws=0)
-    trailing = _take_skips(feeds)
-    if held is not None:
-        yield held._replace(skipped=dict(Counter(held.skipped) + trailing))
-    elif trailing:
-        yield WorkerBatch(torch.empty(0), [], [], dict(trailing), {})
-
-
-def _stack(samples: Sequence[Sample], feeds: Sequence[SourceFeed], draws: int) -> WorkerBatch:
-    return WorkerBatch(
-        images=to_unit_range(torch.stack([sample.image for sample in samples])),
-        captions=[sample.caption for sample in samples],
-        keys=[sample.key for sample in samples],
-        # A plain dict: pinning copies it with update(), which a Counter would take for an addition.
-        skipped=dict(_take_skips(feeds)),
-        state={"draws": draws, "sources": {feed.source.name: feed.sequence.state_dict() for feed in feeds}},
-    )
 
 
 def _take_skips(feeds: Sequence[SourceFeed]) -> Counter[str]:

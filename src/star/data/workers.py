@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -13,7 +14,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from star.data.sequence import Share
-from star.data.stream import BatchStream, WorkerBatch
+from star.data.stream import SampleStream, WorkerBatch
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -37,7 +38,7 @@ class WorkerStreams(IterableDataset[WorkerBatch]):
 
     def __init__(
         self,
-        stream: BatchStream,
+        stream: SampleStream,
         *,
         num_workers: int,
         first_worker: int = 0,
@@ -86,5 +87,17 @@ def _as_is(batch: Any) -> Any:
 
 
 def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main process saves a checkpoint and then ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal, a scheduler's signals every one of the job. The main process
+    # finishes its step, for which it needs the workers, saves a checkpoint, and then ends them: by SIGTERM in the end.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    """End this process when the parent sends SIGTERM, and not when anybody else does."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

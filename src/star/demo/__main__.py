@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from star.demo.recipes import RECIPES, Recipe
-from star.demo.show import draw_figures, export, write_report
+from star.demo.show import draw_figures, export, keep_refiner, write_report
 from star.demo.steps import Step, Steps
 from star.utils.cli import readable_errors
 
 HELP = f"""{__doc__}
 
-Writes shards, trains a tokenizer and a generator on them, draws captions, scores the pictures where they can be scored,
-and leaves tokenizer.ckpt, star.ckpt, samples.png, scales.png, report.json and report.html in OUT (outputs/demo, or
-outputs/RECIPE). What is finished is used again, what was interrupted goes on; fresh=true starts over.
+Writes shards, trains a tokenizer, a generator and (shapes alone) a refiner on them, draws captions, scores the pictures
+where they can be scored, and leaves tokenizer.ckpt, star.ckpt, refiner.ckpt, samples.png, scales.png, report.json and
+report.html in OUT (outputs/demo, or outputs/RECIPE). What is finished is used again, what was interrupted goes on;
+fresh=true starts over.
 """
 log = logging.getLogger("demo")
 
@@ -52,6 +53,11 @@ def steps_of(recipe: Recipe) -> list[Step]:
         recipe.training_step("generator", "learning to draw token maps from captions"),
         Step("star.ckpt", "keeping the model", lambda: export(recipe.generator_run, recipe.generator_checkpoint)),
     ]
+    if recipe.refined is not None:
+        steps += [
+            recipe.training_step("sampler", "learning to reveal late token maps in steps"),
+            Step("refiner.ckpt", "keeping the refiner", lambda: keep_refiner(recipe)),
+        ]
     if recipe.scored:
         command = [
             "evaluate.py",
@@ -59,6 +65,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
             f"ckpt={recipe.generator_checkpoint}",
             f"out={recipe.evaluation}",
             "batch=132",
+            *recipe.preset,
         ]
         steps.append(
             Step(

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from star.pipeline import STARPipeline
+from star.sampling.trace import film
 from star.utils.files import write_atomically
 
 if TYPE_CHECKING:
@@ -75,6 +76,28 @@ def growing(pipeline: STARPipeline, captions: Sequence[str], seeds: Sequence[int
                 height, width = pipeline.schedule.sizes[k]
                 axis.set_title(f"{height}x{width}", fontsize=8)
         axes[row, 0].text(0, 1.06 * steps[0].shape[2], caption, fontsize=8, va="top", ha="left")
+    figure.subplots_adjust(hspace=0.4, wspace=0.05)
+    save_figure(figure, path)
+
+
+def revealing(pipeline: STARPipeline, captions: Sequence[str], seeds: Sequence[int], path: Path) -> None:
+    """One row per caption: what is known of the last scale after each step, and the picture."""
+    from matplotlib.figure import Figure
+
+    sampler: Any = pipeline.decoder.sampler
+    traced, sampler.return_trace = sampler.return_trace, True
+    *_, state = pipeline.scales(captions, seeds)
+    sampler.return_trace = traced
+    trace, images = state.traces[-1], pipeline.paint(state)
+    steps = len(trace.by_refiner)
+    figure = Figure(figsize=((steps + 1) * 1.25, len(captions) * 1.45))
+    rows = figure.subplots(len(captions), 2, squeeze=False, width_ratios=(steps, 1))
+    for row, caption in enumerate(captions):
+        shown = film(trace, pipeline.schedule.sizes[-1], image=row, side=images.shape[2])
+        for axis, picture in zip(rows[row], (shown, images[row]), strict=True):
+            axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            axis.axis("off")
+        rows[row, 0].text(0, 1.06 * images.shape[2], caption, fontsize=8, va="top", ha="left")
     figure.subplots_adjust(hspace=0.4, wspace=0.05)
     save_figure(figure, path)
 

@@ -21,6 +21,8 @@ class Recipe:
         out: where everything goes.
         data: name -> arguments for Python that write shards into `out`/data.
         scored: whether metric=shapes can judge its pictures.
+        refined: the preset (conf/sampling) whose late scales a refiner reveals in steps, and that pictures are drawn
+            with; None trains no refiner.
 
     """
 
@@ -29,6 +31,7 @@ class Recipe:
     out: Path
     data: dict[str, list[str]]
     scored: bool
+    refined: str | None = None
 
     @property
     def tokenizer_run(self) -> Path:
@@ -51,27 +54,48 @@ class Recipe:
         return self.out / "star.ckpt"
 
     @property
+    def refiner_run(self) -> Path:
+        """Run directory of the refiner."""
+        return self.out / "refiner"
+
+    @property
+    def refiner_checkpoint(self) -> Path:
+        """The refiner to keep: beside the model, where sample.py finds it."""
+        return self.out / "refiner.ckpt"
+
+    @property
+    def preset(self) -> list[str]:
+        """What makes sample.py and evaluate.py draw with the refiner."""
+        return [] if self.refined is None else [f"sampling={self.refined}"]
+
+    @property
     def evaluation(self) -> Path:
         """Scores and the pictures that were scored."""
         return self.out / "evaluation"
 
     def training(self, task: str) -> list[str]:
-        """Overrides of train.py for one of the two trainings."""
-        run = self.tokenizer_run if task == "tokenizer" else self.generator_run
+        """Overrides of train.py for one of the trainings: `tokenizer`, `generator` or `sampler`."""
         overrides = [
             f"task={task}",
             f"experiment={self.name}",
-            f"paths.run_dir={run}",
+            f"paths.run_dir={self._run(task)}",
             f"paths.data={self.out / 'data'}",
             "resume_from=auto",
         ]
-        return overrides if task == "tokenizer" else [*overrides, f"paths.tokenizer={self.tokenizer_checkpoint}"]
+        more = {
+            "generator": [f"paths.tokenizer={self.tokenizer_checkpoint}"],
+            "sampler": [f"init_from={self.generator_checkpoint}", *self.preset],
+        }
+        return [*overrides, *more.get(task, [])]
 
     def training_step(self, task: str, says: str) -> Step:
         """The training as a step that depends on its whole configuration."""
-        overrides = self.training(task)
-        run = self.tokenizer_run if task == "tokenizer" else self.generator_run
-        return Step(task, says, ["train.py", *overrides], configuration(overrides), owns=[run])
+        overrides, run = self.training(task), self._run(task)
+        return Step(run.name, says, ["train.py", *overrides], configuration(overrides), owns=[run])
+
+    def _run(self, task: str) -> Path:
+        runs = {"tokenizer": self.tokenizer_run, "generator": self.generator_run, "sampler": self.refiner_run}
+        return runs[task]
 
 
 def configuration(overrides: Sequence[str]) -> dict[str, Any]:
@@ -97,6 +121,7 @@ def shapes(out: Path) -> Recipe:
             ],
         },
         scored=True,
+        refined="demo_refined",
     )
 
 

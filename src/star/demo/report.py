@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,8 @@ def collect(recipe: Recipe, steps: Steps) -> dict[str, Any]:
         "tokenizer": last_values(recipe.tokenizer_run / "metrics.csv", "val/"),
         "generator": last_values(recipe.generator_run / "metrics.csv", "val/"),
     }
+    if recipe.refined is not None:
+        facts["refiner"] = last_values(recipe.refiner_run / "metrics.csv", "val/")
     facts["seconds"]["total"] = round(sum(facts["seconds"].values()), 1)
     scored = recipe.evaluation / "card.json"
     if recipe.scored and scored.is_file():
@@ -74,9 +77,11 @@ def collect(recipe: Recipe, steps: Steps) -> dict[str, Any]:
 
 
 def last_values(metrics: Path, prefix: str) -> dict[str, float]:
-    """The last value of every curve whose name begins with the prefix."""
+    """The last value of every curve whose name begins with the prefix; scales that aren't trained have none."""
     return {
-        name[len(prefix) :]: values[-1][1] for name, values in read_series(metrics).items() if name.startswith(prefix)
+        name[len(prefix) :]: values[-1][1]
+        for name, values in read_series(metrics).items()
+        if name.startswith(prefix) and not math.isnan(values[-1][1])
     }
 
 
@@ -98,6 +103,11 @@ def page(title: str, facts: Mapping[str, Any], figures: Sequence[tuple[str, Path
         "<h2>Generator, held-out pairs</h2>",
         table({"": ["value"]}, {name: [value] for name, value in sorted(facts["generator"].items())}),
     ]
+    if "refiner" in facts:
+        body += [
+            "<h2>Refiner, held-out pairs, half of the tokens known</h2>",
+            table({"": ["value"]}, {name: [value] for name, value in sorted(facts["refiner"].items())}),
+        ]
     body += ["<h2>Time</h2>", table({"step": ["seconds"]}, {name: [value] for name, value in facts["seconds"].items()})]
     machine = ", ".join(f"{name} {value}" for name, value in facts["machine"].items())
     body.append(f"<p class='note'>Peak memory {facts['peak_memory_gib']} GiB; {html.escape(machine)}.</p>")

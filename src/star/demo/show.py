@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 
 from star.checkpoints import io
-from star.demo.figures import Pixels, captioned_grid, curves, growing
+from star.checkpoints.refiner import export_refiner
+from star.demo.figures import Pixels, captioned_grid, curves, growing, revealing
 from star.demo.recipes import Recipe
 from star.demo.report import write
 from star.demo.steps import Steps
-from star.drawing import to_pixels
+from star.drawing import open_pipeline
 from star.metrics.shapes import TASKS, load_suite, render_suite
 from star.pipeline import STARPipeline
+from star.utils.cli import compose, plain
 from star.utils.files import write_atomically
+from star.utils.png import to_pixels
 
 GROWING = 5
 
@@ -26,14 +29,33 @@ def export(run: Path, to: Path) -> None:
     write_atomically(to, lambda path: torch.save(slim, path))
 
 
+def keep_refiner(recipe: Recipe) -> None:
+    """Keep the refiner alone, beside its generator."""
+    slim = export_refiner(io.read(recipe.refiner_run))
+    write_atomically(recipe.refiner_checkpoint, lambda path: torch.save(slim, path))
+
+
+def open_model(recipe: Recipe) -> STARPipeline:
+    """What `sample.py ckpt=star.ckpt` with the recipe's preset draws with."""
+    pipeline, _ = open_pipeline(plain(compose("sample", [f"ckpt={recipe.generator_checkpoint}", *recipe.preset])))
+    return pipeline
+
+
 def draw_figures(recipe: Recipe) -> None:
-    """samples.png, scales.png and the training curves."""
-    pipeline = STARPipeline.from_checkpoint(recipe.generator_checkpoint)
+    """samples.png, scales.png, reveal.png and the training curves."""
+    pipeline = open_model(recipe)
     captions, real = shapes_captions() if recipe.scored else real_pairs(recipe)
     drawn = [to_pixels(image) for image in pipeline.draw(captions, list(range(len(captions))))]
     captioned_grid(captions, {"drawn": drawn, "real": real}, recipe.out / "samples.png")
     few = range(0, len(captions), -(-len(captions) // GROWING))
     growing(pipeline, [captions[i] for i in few], list(few), recipe.out / "scales.png")
+    if recipe.refined is not None:
+        revealing(pipeline, [captions[i] for i in few], list(few), recipe.out / "reveal.png")
+        curves(
+            recipe.refiner_run / "metrics.csv",
+            {"loss": ["train/loss", "val/loss"], "accuracy, half known": ["val/accuracy", "val/generator_accuracy"]},
+            recipe.out / "refiner_curves.png",
+        )
     curves(
         recipe.tokenizer_run / "metrics.csv",
         {
@@ -88,6 +110,11 @@ def figure_files(recipe: Recipe) -> Sequence[tuple[str, Path]]:
     return (
         ("Drawn from captions, beside real images", recipe.out / "samples.png"),
         ("Growing scale by scale", recipe.out / "scales.png"),
+        (
+            "Revealing the last scale, step by step: yellow is sure, blue unsure, grey unknown",
+            recipe.out / "reveal.png",
+        ),
         ("Tokenizer", recipe.out / "tokenizer_curves.png"),
         ("Generator", recipe.out / "generator_curves.png"),
+        ("Refiner", recipe.out / "refiner_curves.png"),
     )

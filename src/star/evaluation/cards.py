@@ -18,7 +18,17 @@ import torch
 from star.evaluation.pictures import Picture
 from star.utils.files import write_atomically
 
-LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "open_clip_torch", "timm")
+LIBRARIES = (
+    "star-t2i",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "numpy",
+    "pillow",
+    "open_clip_torch",
+    "timm",
+)
 # Where files lie changes no number; other features, weights or references are deviations of their own.
 LOCAL = {
     "root",

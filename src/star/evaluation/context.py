@@ -15,13 +15,14 @@ import torch
 
 from star.checkpoints import io
 from star.checkpoints.fingerprint import fingerprint
-from star.drawing import device_of, draw, merge_preset, open_pipeline, resolve_sampling
+from star.checkpoints.named import locate_named
+from star.checkpoints.parts import WITH_GENERATOR
+from star.drawing import check_source, claim, device_of, draw, merge_preset, open_pipeline, refined_by, resolve_sampling
 from star.evaluation.pictures import Picture, match
 from star.evaluation.prompts import PromptFile, PromptSet, PromptSource
 from star.evaluation.ranks import Ranks
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.pipeline import PRECISIONS, STARPipeline
-from star.sampling.decoder import ScaleWiseDecoder
 from star.schedule import ScaleSchedule
 from star.utils.instantiate import instantiate_trusted
 
@@ -125,30 +126,45 @@ class Context:
                 yield f"images={self.images} is no folder of pictures (nor shards, *.tar)"
         else:
             yield from self.missing_checkpoint(
-                f"{what}, or images=DIR to score pictures that are there already", "generator"
+                f"{what}, or images=DIR to score pictures that are there already", *WITH_GENERATOR
             )
 
+    @property
+    def model_name(self) -> str | None:
+        """The checkpoint, or the folder of a published model; None without a model."""
+        named = self.config.get("pretrained")
+        return self.config["ckpt"] if named is None else f"pretrained={named['name']} weights={self.config['weights']}"
+
     def missing_checkpoint(self, what: str, *tasks: str) -> Iterator[str]:
-        """Why there is no model: no `ckpt`, or one that can't be used for this."""
-        if self.config["ckpt"] is None:
-            yield f"no model: set ckpt=RUN_OR_FILE for {what}"
+        """Why there is no model: neither `ckpt` nor `pretrained`, or one that can't be used for this."""
+        if self.model_name is None:
+            yield f"no model: set ckpt=RUN_OR_FILE (or pretrained=NAME weights=DIR) for {what}"
             return
         try:
+            check_source(self.config)
             task = self.checkpoint_config.get("task")
         except (OSError, ValueError) as error:
             yield str(error)
             return
         if tasks and task not in tasks:
-            yield f"{self.config['ckpt']} is a checkpoint of task={task}: {what} needs one of task={' or '.join(tasks)}"
+            yield f"{self.model_name} is a checkpoint of task={task}: {what} needs one of task={' or '.join(tasks)}"
 
     @cached_property
     def checkpoint_config(self) -> dict[str, Any]:
-        """The configuration of the run that wrote the checkpoint."""
+        """The configuration of the run that wrote the checkpoint; of a published model no more than its task.
+
+        Raises:
+            FileNotFoundError: when there is no such model.
+
+        """
+        if self.config.get("pretrained") is not None:
+            locate_named(self.config)
+            return {"task": "generator"}
         return io.config(io.read(self.config["ckpt"], mmap=True), self.config["ckpt"])
 
     @cached_property
     def _opened(self) -> tuple[STARPipeline, dict[str, Any]]:
-        log.info("opening %s", io.find(self.config["ckpt"]))
+        log.info("opening %s", self.model_name)
         return open_pipeline(self.config)
 
     @property
@@ -165,7 +181,7 @@ class Context:
     @cached_property
     def tokenizer(self) -> tuple[MultiScaleTokenizer, ScaleSchedule]:
         """The tokenizer and its scales, from a checkpoint of either task."""
-        if self.checkpoint_config.get("task") == "generator":
+        if self.checkpoint_config.get("task") in WITH_GENERATOR:
             return self.pipeline.tokenizer, self.pipeline.schedule
         module = self.checkpoint_config["module"]
         tokenizer = instantiate_trusted(module["tokenizer"], packages=self.config["trusted"])
@@ -175,10 +191,10 @@ class Context:
 
     @cached_property
     def identity(self) -> str | None:
-        """Hash of the checkpoint's weights; None without a checkpoint."""
-        if self.config["ckpt"] is None:
+        """Hash of the model's weights; None without a model."""
+        if self.model_name is None:
             return None
-        if self.checkpoint_config.get("task") == "generator":
+        if self.checkpoint_config.get("task") in WITH_GENERATOR:
             return self.pipeline.identity
         return fingerprint(self._state)
 
@@ -193,11 +209,13 @@ class Context:
         """
         pipeline, settings = self._opened
         chosen = self.config["sampling"]
-        if preset is not None and "_target_" not in chosen:
-            chosen = merge_preset(preset, chosen)
+        # without a protocol's preset it is what the pipeline was opened with: its classes were checked then
+        own = preset is None or "_target_" in chosen
+        chosen = settings["sampling"] if own else merge_preset(preset or {}, chosen)
         build, words = resolve_sampling(self.config, chosen)
-        pipeline.decoder = ScaleWiseDecoder(pipeline.transformer, pipeline.tokenizer, pipeline.schedule, **build)
-        return {**settings, "sampling": words}
+        pipeline.set_preset(build)
+        settings = {name: value for name, value in settings.items() if name != "refiner"}
+        return {**settings, "sampling": words, **refined_by(pipeline)}
 
     def pictures(self, prompts: PromptSet, preset: Mapping[str, Any] | None = None) -> Drawn:
         """The pictures of a prompt set: those of `images=`, or drawn once and kept.
@@ -221,6 +239,9 @@ class Context:
             layout = "geneval" if prompts.layout == "geneval" else "flat"
             log.info("pictures of %s: %s", prompts.name, folder)
             shared = {"rank": self.ranks.rank, "world": self.ranks.world}
+            if self.ranks.rank == 0:  # before another rank can have drawn anything there
+                claim(folder, settings, self.pipeline.identity)
+            self.ranks.wait()
             draw(self.pipeline, requests, folder, batch=self.batch, settings=settings, layout=layout, **shared)
             self.ranks.wait()
             pictures = [Picture(str(folder / request.file), request.metadata) for request in requests]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from star.evaluation.cards import Result
@@ -17,6 +19,8 @@ from star.evaluation.items import some
 from star.evaluation.pictures import Picture
 from star.evaluation.prompts import PromptSet
 from star.metrics import dpg
+from star.metrics.base import bootstrap
+from star.utils.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +116,10 @@ class DPGItem(DatasetFolder):
         folder.mkdir(parents=True, exist_ok=True)
         groups = [drawn.pictures[i : i + _NUM_IMAGES] for i in range(0, len(drawn.pictures), _NUM_IMAGES)]
         for group in context.ranks.share(groups):
+            # made anew: one that is there may be another model's
+            whole = grid([picture.open() for picture in group])
             target = folder / f"{group[0].record['stem']}.png"
-            if not target.is_file():
-                grid([picture.open() for picture in group]).save(target)
+            write_atomically(target, partial(whole.save, format="PNG", compress_level=1))
         context.ranks.wait()
         return folder
 
@@ -145,12 +150,19 @@ class DPGItem(DatasetFolder):
         scores = dpg.score(questions, answers, mode=self.mode)
         if scores["dropped"]:
             log.warning("%d prompts have no complete answers, e.g. %s", len(scores["dropped"]), scores["dropped"][0])
-        answered = len(scores.pop("prompts"))
+        by_prompt = list(scores.pop("prompts").values())
+        answered = len(by_prompt)
         deviations = [] if answered >= _NUM_PROMPTS - 1 else [f"{answered} prompts instead of {_NUM_PROMPTS}"]
         value = scores.pop("value")
-        label = f"dpg/{name}/{self.mode}"
         return Result(
-            value, label, answered, results=scores, facts=facts, deviations=deviations, pictures=some(list(pictures))
+            value,
+            label=f"dpg/{name}/{self.mode}",
+            count=answered,
+            interval=bootstrap(torch.tensor(by_prompt)),
+            results=scores,
+            facts=facts,
+            deviations=deviations,
+            pictures=some(list(pictures)),
         )
 
 

@@ -12,6 +12,7 @@ from star.evaluation.context import Context, Drawn
 from star.evaluation.items import some
 from star.evaluation.pictures import Picture
 from star.evaluation.prompts import PromptSet
+from star.metrics.base import bootstrap_tasks
 from star.metrics.geneval import build_prompts, read_results, result_line
 from star.metrics.geneval_rules import Detection, GenEvalRules, summarize
 from star.utils.files import write_atomically
@@ -113,6 +114,7 @@ class GenEvalItem:
             value=summary["overall"],
             label=f"geneval/{name}",
             count=len(rows),
+            interval=bootstrap_tasks(rows),
             results={"tasks": tasks, "images": summary["images"], "prompts": summary["prompts"]},
             facts=facts,
             deviations=[] if len(rows) == expected else [f"{len(rows)} pictures instead of {expected}"],

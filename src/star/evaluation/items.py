@@ -84,12 +84,21 @@ class ImageItem:
         yield from context.missing_pictures("pictures")
         source, _ = self._source(context)
         if source is not None:
-            yield from source.iterate_missing()
+            lacking = list(source.iterate_missing())
+            yield from lacking
+            if not lacking:
+                yield from self._too_few(len(source.load()))
         elif context.images is None:
             if reference is None or not reference.has_captions:
                 yield "no prompts to draw pictures for: set prompts=FILE, or name a metric with prompts before this one"
         elif self.needs_prompts and not context.are_shards and not (context.images / "index.jsonl").is_file():
             yield f"no captions for images={context.images}: give it an index.jsonl (file, prompt), or prompts=FILE"
+
+    def _too_few(self, count: int) -> Iterator[str]:
+        """Said before hours are spent on drawing them."""
+        least = 0 if self.export else getattr(self.metric, "least", 0)
+        if count < least:
+            yield f"{self.metric.label} needs at least {least} pictures, the prompts make {count}: {self.metric.fewer}"
 
     def run(self, context: Context) -> Result:
         """Show the reference, then the pictures."""
@@ -117,14 +126,17 @@ class ImageItem:
             interval=results.pop("interval", None),
             results=results,
             facts=facts,
-            deviations=self._deviations(drawn, results["num_images"]),
+            deviations=self._deviations(drawn, results["num_images"], first.size),
             pictures=some(drawn.pictures),
         )
 
-    def _deviations(self, drawn: Drawn, count: int) -> list[str]:
+    def _deviations(self, drawn: Drawn, count: int, size: tuple[int, int]) -> list[str]:
         found = list(self.metric.deviations()) if hasattr(self.metric, "deviations") else []
         if self.count is not None and count != self.count:
             found.append(f"{count} pictures instead of {self.count}")
+        fixed = None if self.reference is None else self.reference.fit.sized(*size)
+        if fixed not in (None, size):
+            found.append(f"pictures of {size[0]}x{size[1]} pixels, compared with real ones of {fixed[0]}x{fixed[1]}")
         if self.sampling is not None and drawn.sampling is not None and _words(drawn.sampling) != _words(self.sampling):
             found.append("drawn with another preset than the protocol's")
         if self.reference is not None and self.reference.source is not None and self.reference.dataset is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from star.checkpoints.parts import WITH_GENERATOR
 from star.evaluation.cards import Result
 from star.evaluation.context import Context
 
@@ -43,6 +44,8 @@ class LatencyItem:
 
     """
 
+    needs_cold_model = True
+
     def __init__(
         self,
         *,
@@ -62,7 +65,7 @@ class LatencyItem:
 
     def missing(self, context: Context) -> Iterator[str]:
         """A generator."""
-        return context.missing_checkpoint("metric=latency", "generator")
+        return context.missing_checkpoint("metric=latency", *WITH_GENERATOR)
 
     def run(self, context: Context) -> Result:
         """Measure on rank 0 alone; the others wait."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from star.checkpoints.parts import WITH_GENERATOR
 from star.evaluation.cards import Result
 from star.evaluation.context import Context
 from star.evaluation.shards import RealPictures
@@ -36,10 +37,10 @@ class LikelihoodItem:
 
     def missing(self, context: Context) -> Iterator[str]:
         """A generator, and held-out shards."""
-        found = list(context.missing_checkpoint("metric=likelihood", "generator"))
+        found = list(context.missing_checkpoint("metric=likelihood", *WITH_GENERATOR))
         yield from found or self.real.missing(context)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode, a weight that is held for fast drawing refuses to be what it is already
     def run(self, context: Context) -> Result:
         """Every pair once."""
         pipeline = context.pipeline

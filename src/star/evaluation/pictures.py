@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,10 @@ from star.drawing import Request
 from star.metrics.json_lines import read_json_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-THREADS = 2
+# decoding releases the interpreter: as many as there are cores keep a fast network fed
+THREADS = max(2, min(16, os.cpu_count() or 2))
+# how lossy files begin, whatever they are called
+_LOSSY = {b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,16 @@ def list_pictures(folder: Path, *, only: str | None = None) -> list[Path]:
 
 
 def check_kind(file: Path, only: str) -> None:
-    """Raise a ValueError that names the file unless its suffix is `only` (a lossy copy isn't what was drawn)."""
-    if file.suffix.lower() != f".{only}":
+    """Raise a ValueError that names the file unless it is of the kind `only`: a lossy copy isn't what was drawn."""
+    kind = file.suffix.lstrip(".").lower()
+    if kind == only:
+        with file.open("rb") as opened:
+            start = opened.read(4)
+        kind = next((name for magic, name in _LOSSY.items() if start.startswith(magic)), only)
+    if kind.lower() != only:
         raise ValueError(
-            f"{file} is a {file.suffix.lstrip('.').upper()} file, the protocol asks for {only.upper()}: "
-            "lossy copies score differently"
+            f"{file} is a {kind.upper()} file, the protocol asks for {only.upper()}: lossy copies score differently "
+            "(format=null takes any)"
         )
 
 
@@ -98,7 +107,7 @@ def match(folder: Path, requests: Sequence[Request], *, only: str | None = "png"
 
     Raises:
         FileNotFoundError: when there is no such folder.
-        ValueError: when pictures are missing or too many; names the first.
+        ValueError: when pictures are missing, too many, or not of the kind `only`; names the first.
 
     """
     files = list_pictures(folder, only=only)
@@ -111,6 +120,7 @@ def match(folder: Path, requests: Sequence[Request], *, only: str | None = "png"
         found = [named.get(rename(request)) or loose.get(rename(request).rpartition(".")[0]) for request in requests]
         present = sum(file is not None for file in found)
         if present == len(requests):
+            _refuse_others(folder, files, [file for file in found if file is not None])
             return [Picture(str(file), request.metadata) for file, request in zip(found, requests, strict=True)]
         if present:
             missing = next(rename(r) for r, file in zip(requests, found, strict=True) if file is None)
@@ -121,6 +131,17 @@ def match(folder: Path, requests: Sequence[Request], *, only: str | None = "png"
             f"name them like {requests[0].file} or list them in an index.jsonl (file, prompt)"
         )
     return [Picture(str(file), request.metadata) for file, request in zip(files, requests, strict=True)]
+
+
+def _refuse_others(folder: Path, files: Sequence[Path], found: Sequence[Path]) -> None:
+    """More pictures than prompts are another protocol's, whose names may mean other prompts."""
+    others = sorted(set(files) - set(found))
+    others = [file for file in others if file.name != "grid.png"]  # GenEval's folders may have an overview
+    if others:
+        raise ValueError(
+            f"{folder} holds {len(found) + len(others)} pictures, the prompts ask for {len(found)}: {others[0]} is not "
+            "asked for. Remove what doesn't belong to the protocol, or list what does in an index.jsonl (file, prompt)"
+        )
 
 
 def _geneval_name(request: Request) -> str:
@@ -155,6 +176,9 @@ def _by_index(index: Path, requests: Sequence[Request]) -> list[Picture]:
         if not queue:
             raise ValueError(f"{index} lists too few pictures of the prompt {request.prompt!r} for {request.file}")
         pictures.append(Picture(str(index.parent / queue.popleft()), request.metadata))
+    left = next((files[request.prompt] for request in requests if files[request.prompt]), None)
+    if left:
+        raise ValueError(f"{index} lists more pictures of a prompt than are asked for, e.g. {index.parent / left[0]}")
     return pictures
 
 
@@ -180,14 +204,17 @@ def batches(
         Pixels (B, 3, H, W) float in [0, 1], and the records.
 
     Raises:
-        ValueError: for a picture that can't be read, or of another size than the first one; names the file.
+        ValueError: for a size below 1, or a picture that can't be read or is of another size than the first one;
+            names the file.
 
     """
     expected: tuple[str, tuple[int, int]] | None = None
-    pixels: list[np.ndarray[Any, Any]] = []
+    pixels: list[Tensor] = []
     records: list[Mapping[str, Any]] = []
-    for picture, array in _ahead(iter(pictures), prepare, threads, 2 * size):
-        side = (array.shape[1], array.shape[0])
+    if size < 1:
+        raise ValueError(f"batch is at least 1, got {size}")
+    for picture, image in _ahead(iter(pictures), prepare, threads, 2 * size):
+        side = (image.shape[2], image.shape[1])
         expected = expected or (picture.name, side)
         if side != expected[1]:
             raise ValueError(
@@ -195,21 +222,21 @@ def batches(
                 f"{expected[0]} has {expected[1][0]}x{expected[1][1]}. Bring them to one size; "
                 "real pictures are resized with metric.items.NAME.reference.fit.size=drawn"
             )
-        pixels.append(array)
+        pixels.append(image)
         records.append(picture.record)
         if len(pixels) == size:
-            yield _stack(pixels), records
+            yield torch.stack(pixels), records
             pixels, records = [], []
     if pixels:
-        yield _stack(pixels), records
+        yield torch.stack(pixels), records
 
 
 def _ahead(
     pictures: Iterator[Picture], prepare: Prepare | None, threads: int, ahead: int
-) -> Iterator[tuple[Picture, np.ndarray[Any, Any]]]:
-    def read(picture: Picture) -> tuple[Picture, np.ndarray[Any, Any]]:
+) -> Iterator[tuple[Picture, Tensor]]:
+    def read(picture: Picture) -> tuple[Picture, Tensor]:
         image = picture.open()
-        return picture, np.asarray(image if prepare is None else prepare(image))
+        return picture, _to_tensor(image if prepare is None else prepare(image))
 
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Any] = deque()
@@ -225,5 +252,7 @@ def _ahead(
                 future.cancel()
 
 
-def _stack(pixels: Sequence[np.ndarray[Any, Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(255)
+def _to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) float in [0, 1]; made by the reading threads, so that the scoring one only stacks."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import random
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -137,15 +138,22 @@ class Reference:
         if self.source is None and self.dataset is not None:
             yield from self.dataset.reference_missing()
         elif self.source is None:
-            if context.config["ckpt"] is None:
+            if context.model_name is None:
                 yield "nothing to compare with: set reference=DIR, reference='SHARDS/*.tar' or reference=STATISTICS.npz"
             else:
                 yield from RealPictures().missing(context)
         elif not Path(self.source).exists():
+            if not self._names_shards:
+                yield f"reference={self.source} isn't there: give a folder, shards (*.tar) or statistics (*.npz)"
+                return
             try:
                 expand_urls(self.source, "reference")
             except ValueError as error:
                 yield str(error)
+
+    @property
+    def _names_shards(self) -> bool:
+        return self.source is not None and (self.source.endswith(".tar") or any(c in self.source for c in "*?{:"))
 
     @property
     def has_captions(self) -> bool:
@@ -157,14 +165,14 @@ class Reference:
     def show(self, metric: Any, context: Context, drawn: Picture) -> None:
         """Let a metric see the reference, or give it what it kept the last time."""
         if self.source is not None and self.source.endswith(".npz"):
-            metric.set_reference_arrays(dict(np.load(self.source)))
+            metric.set_reference_arrays(read_arrays(Path(self.source)))
             return
         pictures = list(self.pictures(context))
         size = self.fit.sized(*drawn.open().size)
         kept = self._kept(pictures, size, metric)
         if kept is not None and kept.is_file():
             log.info("reference: %s", kept)
-            metric.set_reference_arrays(dict(np.load(kept)))
+            metric.set_reference_arrays(read_arrays(kept))
             return
         prepare = None if size is None else (lambda image: self.fit(image, size))
         for images, records in batches(context.ranks.share(pictures), context.batch, prepare=prepare):
@@ -209,6 +217,20 @@ class Reference:
         categories = list(getattr(metric, "categories", ()))
         key = json.dumps([listed, size, self.fit.filter, self.fit.crop, metric.label, categories, metric.facts()])
         return self.cache / f"{type(metric).__name__.lower()}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an `.npz` file.
+
+    Raises:
+        ValueError: when it is none.
+
+    """
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no file of arrays (.npz) that numpy.savez wrote") from error
 
 
 def pictures_of_shards(urls: str | Sequence[str], max_images: int | None = None) -> Iterator[Picture]:

@@ -24,7 +24,7 @@ Card = dict[str, Any]
 
 
 def evaluate(config: Mapping[str, Any]) -> float | None:
-    """Compute every metric of `metric.items`; returns the value of the first.
+    """Compute every metric of `metric.items`; returns the value of the first, None when it has none.
 
     Writes `card.json`, a card per metric in `cards/`, and `report.html` into `out`.
 
@@ -51,8 +51,8 @@ def evaluate(config: Mapping[str, Any]) -> float | None:
         cards, results = run_all(context, items, missing)
         if context.ranks.rank == 0:
             write(Path(config["out"]), cards, results)
-        values = [card["value"] for card in cards.values() if card["status"] == "done"]
-        return float(values[0]) if values else None
+        value = next(iter(cards.values()))["value"]
+        return None if value is None else float(value)
     finally:
         context.ranks.stop()
 
@@ -85,7 +85,8 @@ def run_all(
     cards: dict[str, Card] = {}
     results: dict[str, Result] = {}
     out = Path(context.config["out"])
-    for name, item in items.items():
+    # a cold start is one only before other metrics use the model
+    for name, item in sorted(items.items(), key=lambda pair: not getattr(pair[1], "needs_cold_model", False)):
         settings = context.config["metric"]["items"][name]
         if missing[name]:
             cards[name] = missing_card(name, settings, missing[name])
@@ -93,16 +94,22 @@ def run_all(
             start = time.perf_counter()
             results[name] = item.run(context)
             seconds = time.perf_counter() - start
-            cards[name] = make_card(name, settings, results[name], shared=shared_facts(context), seconds=seconds)
+            shared = shared_facts(context, results[name])
+            cards[name] = make_card(name, settings, results[name], shared=shared, seconds=seconds)
         if context.ranks.rank == 0:
             write_json(out / "cards" / f"{name}.json", cards[name])
-    return cards, results
+    return {name: cards[name] for name in items}, results
 
 
-def shared_facts(context: Context) -> dict[str, Any]:
-    """What all cards of a command say about the model."""
+def shared_facts(context: Context, result: Result) -> dict[str, Any]:
+    """What all cards of a command say about the model; pictures of `images=` have no weights that we know."""
     config = context.config
-    model: dict[str, Any] = {"checkpoint": config["ckpt"], "images": config["images"], "weights": context.identity}
+    given = config["images"] is not None and "pictures" in result.facts
+    model: dict[str, Any] = {
+        "checkpoint": context.model_name,
+        "images": config["images"],
+        "weights": None if given else context.identity,
+    }
     return {**model, "precision": config["precision"], "device": context.device, "world_size": context.ranks.world}
 
 

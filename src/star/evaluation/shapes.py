@@ -14,7 +14,7 @@ from star.evaluation.cards import Result
 from star.evaluation.context import Context
 from star.evaluation.pictures import Picture, batches
 from star.evaluation.prompts import PromptSet
-from star.metrics.base import as_uint8, bootstrap
+from star.metrics.base import as_uint8, bootstrap_tasks
 from star.metrics.geneval_rules import GenEvalRules, summarize
 from star.metrics.shapes import TASKS, is_strict, load_suite, render_suite
 from star.metrics.shapes_detector import ShapeDetector
@@ -90,7 +90,7 @@ class ShapesItem:
             value=results.pop("value"),
             label=f"shapes/{self.num_images}x{len(self.suite)}",
             count=len(main),
-            interval=_interval(main),
+            interval=bootstrap_tasks(main),
             results=results,
             facts={**drawn.facts(), "seed": self.seed},
             pictures=self._shown(drawn.pictures, main),
@@ -117,7 +117,7 @@ class ShapesItem:
 
     def _bounds(self, context: Context) -> dict[str, Any]:
         """Scores of true pictures, and of what the tokenizer leaves of them."""
-        ceiling = self.ceiling and context.config["ckpt"] is not None
+        ceiling = self.ceiling and context.model_name is not None
         if not (self.renders or ceiling):
             return {}
         size = _resolution(context) if ceiling else 64
@@ -168,15 +168,6 @@ def _scores(rows: Iterable[Row]) -> dict[str, Any]:
         "strict": strict["overall"],
         "num_images": len(listed),
     }
-
-
-def _interval(rows: Sequence[Row]) -> list[float]:
-    """Resampled over prompts, whose pictures aren't independent, within tasks."""
-    by_prompt: dict[tuple[str, int], list[bool]] = {}
-    for row in rows:
-        by_prompt.setdefault((row["tag"], row["index"]), []).append(row["correct"])
-    values = torch.tensor([sum(correct) / len(correct) for correct in by_prompt.values()])
-    return bootstrap(values, torch.tensor([TASKS.index(tag) for tag, _ in by_prompt]))
 
 
 def _derangement(count: int, seed: int) -> list[int]:

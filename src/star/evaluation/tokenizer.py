@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from star.checkpoints.parts import WITH_GENERATOR
 from star.evaluation.cards import Result
 from star.evaluation.context import Context
 from star.evaluation.shards import RealPictures
@@ -48,7 +49,7 @@ class ReconstructionItem:
 
     def missing(self, context: Context) -> Iterator[str]:
         """A checkpoint of either task, pictures, and what the parts need."""
-        found = list(context.missing_checkpoint("metric=reconstruction", "tokenizer", "generator"))
+        found = list(context.missing_checkpoint("metric=reconstruction", "tokenizer", *WITH_GENERATOR))
         if not found and self.suite is None:
             found += self.real.missing(context)
         for part in (self.fid, self.lpips):

@@ -108,7 +108,8 @@ class AssetFile:
         if self._given_file is not None:
             wrong = f" {self.key}={self.given} is another kind of file: it has no tensor {facts.marker!r}."
         elif self.given is not None:
-            wrong = f" {self.key}={self.given} holds no such file."
+            there = Path(self.given).expanduser().is_dir()
+            wrong = f" {self.key}={self.given} {'holds no such file' if there else 'is not there'}."
         hint = f" {self.hint}" if self.hint else ""
         return (
             f"{self.needed_by} needs {facts.describe()}, which was not found.{wrong} Looked in: {looked}. "
@@ -154,6 +155,23 @@ def _package_folders(package: str) -> list[Path]:
     name, _, below = package.partition("/")
     spec = importlib.util.find_spec(name) if name else None
     return [Path(location) / below for location in (spec.submodule_search_locations or ())] if spec else []
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weight file, read without running anything in it.
+
+    Raises:
+        ValueError: when it is no such file.
+
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        # torch's own message speaks of pickle and how to switch its protection off
+        raise ValueError(f"{path} is no file of tensors that torch.save wrote ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no named tensors but a {type(content).__name__}")
+    return content
 
 
 def _has_marker(path: Path, marker: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ def check(images: Tensor, prompts: Prompts | None = None) -> None:
     """Raise a ValueError unless images are (B, 3, H, W) in [0, 1], one per prompt; B may be 0."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-    if images.numel() and not (images.min() >= -1e-3 and images.max() <= 1 + 1e-3):
-        raise ValueError(f"images must lie in [0, 1], got {float(images.min()):.3f} to {float(images.max()):.3f}")
+    if images.numel():
+        least, most = map(float, images.aminmax())
+        if not (least >= -1e-3 and most <= 1 + 1e-3):
+            raise ValueError(f"images must lie in [0, 1], got {least:.3f} to {most:.3f}")
     if prompts is not None and len(prompts) != len(images):
         raise ValueError(f"every image needs its prompt, got {len(images)} images and {len(prompts)} prompts")
 
@@ -51,6 +53,21 @@ def bootstrap(values: Tensor, groups: Tensor | None = None, *, seed: int = 0) ->
         means += [members[rng.integers(len(members), size=len(members))].mean() for _ in range(NUM_RESAMPLES)]
     tail = (1 - LEVEL) / 2
     return [float(bound) for bound in np.quantile(means / max(len(names), 1), (tail, 1 - tail))]
+
+
+def bootstrap_tasks(rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The interval of a mean over tasks of right pictures: prompts, whose pictures aren't independent, are resampled.
+
+    Args:
+        rows: of every picture `tag`, `prompt` and whether it is `correct`.
+
+    """
+    by_prompt: dict[tuple[str, str], list[bool]] = {}
+    for row in rows:
+        by_prompt.setdefault((row["tag"], row["prompt"]), []).append(bool(row["correct"]))
+    tags = list(dict.fromkeys(tag for tag, _ in by_prompt))
+    values = torch.tensor([sum(correct) / len(correct) for correct in by_prompt.values()])
+    return bootstrap(values, torch.tensor([tags.index(tag) for tag, _ in by_prompt]))
 
 
 class ScoreMean(Metric):

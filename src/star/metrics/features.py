@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.metrics import resize
-from star.metrics.assets import AssetFile
+from star.metrics.assets import AssetFile, read_tensors
 from star.metrics.base import as_uint8
 
 INCEPTION_MODES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -112,7 +112,7 @@ class InceptionFeatures(FeatureNetwork):
         """Read the file without running anything in it."""
         from star.metrics.inception import load_inception
 
-        return load_inception(torch.load(path, map_location="cpu", weights_only=True), source=str(path))
+        return load_inception(read_tensors(path), source=str(path))
 
     def prepare(self, images: Tensor) -> Tensor:
         """(B, 3, 299, 299)."""
@@ -145,12 +145,12 @@ class EffNetFeatures(FeatureNetwork):
         """Read the file without running anything in it."""
         from star.metrics.effnet import load_effnet
 
-        network = load_effnet(torch.load(path, map_location="cpu", weights_only=True), source=str(path))
+        network = load_effnet(read_tensors(path), source=str(path))
         return network.output("block" if self.width == 320 else "head").to(memory_format=torch.channels_last)
 
     def prepare(self, images: Tensor) -> Tensor:
         """(B, 3, side, side) in [-1, 1], bicubic, antialiased where pictures are larger."""
-        scaled = as_uint8(images).float().div_(127.5).sub_(1)
+        scaled = images.mul(255).round_().clamp_(0, 255).div_(127.5).sub_(1)  # what an 8-bit file of them holds
         size = (self.side, self.side)
         if tuple(scaled.shape[2:]) != size:
             shrinks = max(scaled.shape[2:]) > self.side

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from star.metrics.base import Prompts, ScoreMean, concatenated
+from star.metrics.base import Prompts, ScoreMean, bootstrap, concatenated
 
 
 class GivenScores(ScoreMean):
@@ -71,7 +71,9 @@ class GivenScores(ScoreMean):
             scores, indices = concatenated(self.scores), concatenated(self.indices)
             _, place = indices.unique(return_inverse=True)
             sums = torch.zeros(int(place.max()) + 1, dtype=torch.float64).index_add_(0, place.cpu(), scores.cpu())
-            result["value"] = float((sums / place.cpu().bincount()).mean())
+            means = sums / place.cpu().bincount()
+            # a prompt's pictures aren't independent: prompts are resampled
+            result |= {"value": float(means.mean()), "interval": bootstrap(means)}
         return result
 
     def scores_of_file(self) -> dict[str, float]:

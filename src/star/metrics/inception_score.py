@@ -29,6 +29,7 @@ class InceptionScore(Metric):
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
+    fewer = "metric.items.inception_score.metric.splits=1 takes all at once"
     logits: list[Tensor]
     places: list[Tensor]
 
@@ -57,6 +58,11 @@ class InceptionScore(Metric):
         self.logits.append(self.features.logits(images).float().to(self.device))  # type: ignore[operator]
         self.places.append(torch.tensor(places, dtype=torch.long, device=self.device))
 
+    @property
+    def least(self) -> int:
+        """How many pictures it needs."""
+        return self.splits
+
     def compute(self) -> dict[str, Any]:
         """`value` (mean over the splits), `std` and `num_images`.
 
@@ -67,8 +73,10 @@ class InceptionScore(Metric):
         logits, places = concatenated(self.logits).cpu().double(), concatenated(self.places).cpu()
         # the order of one process, however many ranks shared the pictures
         logits = logits[places.argsort(stable=True)]
-        if len(logits) < self.splits:
-            raise ValueError(f"an Inception Score of {self.splits} splits needs as many pictures, got {len(logits)}")
+        if len(logits) < self.least:
+            raise ValueError(
+                f"an Inception Score of {self.splits} splits needs as many pictures, got {len(logits)}: {self.fewer}"
+            )
         values = inception_scores(logits, self.splits, split_size=self.split_size, shuffle_seed=self.shuffle_seed)
         return {"value": float(values.mean()), "std": float(values.std(correction=0)), "num_images": len(logits)}
 

@@ -22,7 +22,8 @@ def read_json_lines(path: Path, parse: Callable[[Mapping[str, Any]], T], *, what
         ValueError: for a line that isn't; names it.
 
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with path.open(encoding="utf-8") as file:  # str.splitlines would cut at characters that a caption may hold
+        lines = list(file)
     return [_parsed(line, parse, f"{path}, line {number}, is no {what}") for number, line in enumerate(lines, 1)]
 
 

@@ -25,6 +25,7 @@ class KernelDistance(FeatureComparison):
     """
 
     name = "kid"
+    fewer = "metric.items.kid.metric.subset_size=null makes one estimate from all"
 
     def __init__(
         self, *, features: FeatureNetwork, subset_size: int | None = 1000, subsets: int = 100, **kwargs: Any
@@ -33,22 +34,27 @@ class KernelDistance(FeatureComparison):
         self.subset_size = subset_size
         self.subsets = subsets
 
+    @property
+    def least(self) -> int:
+        """How many pictures each side needs."""
+        return self.subset_size or 2
+
     def compute(self) -> dict[str, Any]:
         """`value`, `std` over the subsets, `num_images` and `num_reference`.
 
         Raises:
-            ValueError: for fewer pictures than a subset has.
+            ValueError: for fewer pictures than a subset has, or than two.
 
         """
         images, reference = self.sides()
         counts = {"num_images": len(images), "num_reference": len(reference)}
+        if min(counts.values()) < self.least:
+            raise ValueError(
+                f"KID needs at least {self.least} pictures on each side, got {len(images)} and {len(reference)}: "
+                f"{self.fewer}"
+            )
         if self.subset_size is None:
             return {"value": kernel_distance(images, reference), **counts}
-        if min(counts.values()) < self.subset_size:
-            raise ValueError(
-                f"KID in subsets of {self.subset_size} needs as many pictures on each side, got {len(images)} and "
-                f"{len(reference)}: set metric.items.kid.metric.subset_size=null for one estimate from all"
-            )
         values = torch.tensor(subset_distances(images, reference, self.subset_size, self.subsets))
         return {"value": float(values.mean()), "std": float(values.std(correction=0)), **counts}
 

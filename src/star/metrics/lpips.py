@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from star.metrics.assets import AssetFile
+from star.metrics.assets import AssetFile, read_tensors
 from star.metrics.base import bootstrap, check, concatenated
 
 NETWORKS = ("alex", "vgg")
@@ -50,8 +50,7 @@ class PerceptualDistance(Metric):
         """The network on a device, read when first needed."""
         if not self._loaded:
             path = self.file.path()
-            backbone = torch.load(path, map_location="cpu", weights_only=True)
-            self._loaded = (build_lpips(self.name, list(backbone.items()), source=str(path)),)
+            self._loaded = (build_lpips(self.name, list(read_tensors(path).items()), source=str(path)),)
         return self._loaded[0].to(device)
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,22 @@ class PrefixVisibility(Visibility):
         yield slice(0, 1), slice(0, self.offsets[-1])
         for begin, end in pairwise(self.offsets[1:]):
             yield slice(begin, end), torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(begin, end)])
+
+
+class TokenRefiner(Protocol):
+    """What a sampler that reveals a scale in steps asks: the unknown tokens of the scale, given the known ones.
+
+    `Refiner` is the paper's. One in the manner of HMAR, whose generator itself fills in masked tokens, would hold
+    copies of the generator's last blocks and of its head: `step` joins `hidden` with the known tokens' embeddings, runs
+    these blocks over the scale's tokens alone, without a cache, their cross-attention reading `condition.context`, and
+    gives the head's logits. To be trained by `MaskedRefinement` it also needs `forward`, with several scales at once.
+    """
+
+    def step(
+        self, hidden: Tensor, embeddings: Tensor, known: Tensor, condition: Condition, schedule: ScaleSchedule, k: int
+    ) -> Tensor:
+        """Logits (R, L_k, V) of a scale, see `Refiner.step`."""
+        ...
 
 
 class Refiner(nn.Module):
@@ -99,6 +116,33 @@ class Refiner(nn.Module):
         nn.init.trunc_normal_(self.start_position, std=math.sqrt(1 / self.width / 3))
         self.head.logits.weight.data.mul_(0.02)
         shrink_residuals((block for block in self.blocks if isinstance(block, Block)), depth=self.depth)
+
+    @torch.no_grad()
+    def adopt(self, head: Head, codebook: Tensor) -> None:
+        """Begin where the generator is: pass its hidden states on, to a copy of its head.
+
+        An untrained refiner then repeats the generator's prediction whatever is known, and training spends no time on
+        learning that again. Known codes are embedded with unit deviation, whatever the tokenizer's scale: beside the
+        generator's hidden states, which are far larger than 1, small ones stay unseen for thousands of steps.
+
+        Args:
+            head: the generator's.
+            codebook: (V, D), the tokenizer's.
+
+        Raises:
+            ValueError: for a head of another shape.
+
+        """
+        if head.logits.weight.shape != self.head.logits.weight.shape:
+            raise ValueError(
+                f"a refiner with a head of {tuple(self.head.logits.weight.shape)} can't begin with the generator's, "
+                f"of {tuple(head.logits.weight.shape)}"
+            )
+        self.head.logits.load_state_dict(head.logits.state_dict())
+        self.join.weight[:, self.width :] = torch.eye(self.width)
+        self.join.weight[:, : self.width] = 0.0
+        self.join.bias.zero_()
+        self.embed.weight.div_(self.embed(codebook.to(self.embed.weight)).std(0).mean().clamp(min=1e-6))
 
     def forward(
         self,
@@ -177,3 +221,20 @@ class Refiner(nn.Module):
         if tokens is None or first is None:
             return None
         return torch.cat([first[0][:1], tokens[0]]), torch.cat([first[1][:1], tokens[1]])
+
+
+def first_refined(schedule: ScaleSchedule, first_scale: int | None = None) -> int:
+    """The first refined scale: as given (negative counts from the end), or the paper's 9 of 14 at this length.
+
+    The last scale is refined however short the schedule is.
+
+    Raises:
+        ValueError: when the schedule has no such scale.
+
+    """
+    count = len(schedule)
+    if first_scale is None:
+        return min(math.ceil(9 * count / 14), count - 1)
+    if not -count <= first_scale < count:
+        raise ValueError(f"first_scale {first_scale} isn't one of the {count} scales of '{schedule}'")
+    return first_scale % count

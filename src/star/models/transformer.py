@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -169,12 +170,18 @@ class STARTransformer(nn.Module):
         visibility = self.mask.visibility(schedule)
         if kept is not None:
             x, rotation, visibility = self._thin(x, rotation, schedule, kept)
-        hidden = self._run(x, condition, rotation=rotation, visibility=visibility)
+        hidden = self.run_blocks(x, condition, rotation=rotation, visibility=visibility)
         logits = self.head(hidden, condition.pooled)
         return (logits, hidden) if return_hidden else logits
 
     def step(
-        self, x_in: Tensor | None, condition: Condition, schedule: ScaleSchedule, k: int, cache: KVCache
+        self,
+        x_in: Tensor | None,
+        condition: Condition,
+        schedule: ScaleSchedule,
+        k: int,
+        cache: KVCache,
+        run: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, L_k, C) of scale `k` alone, its past being in the cache.
 
@@ -184,12 +191,13 @@ class STARTransformer(nn.Module):
             schedule: all scales of the picture.
             k: the scale to predict.
             cache: keys and values of the scales before; gets this scale's.
+            run: what runs the blocks instead of `run_blocks`, e.g. a compiled form of it.
 
         """
         part = schedule.only(k)
         x = self._tokens(x_in, condition, part)
         rotation = self.position.rotation(part, self.width // self.num_heads, x.device)
-        return self._run(x, condition, rotation=rotation, cache=cache, scale=k)
+        return (run or self.run_blocks)(x, condition, rotation=rotation, cache=cache, scale=k)
 
     def _tokens(self, x_in: Tensor | None, condition: Condition, schedule: ScaleSchedule) -> Tensor:
         """Tokens (B, L, C) as the first block sees them: start token, embedded maps, levels, positions."""
@@ -220,19 +228,21 @@ class STARTransformer(nn.Module):
         self, x: Tensor, rotation: Rotation | None, schedule: ScaleSchedule, kept: Tensor
     ) -> tuple[Tensor, Rotation | None, Visibility]:
         """Leave only the kept tokens, with their own positions and masks."""
-        kept = kept.to(x.device)
         rows = kept if kept.dim() == 2 else kept[None]
-        counts = torch.stack(
-            [((rows >= part.start) & (rows < part.stop)).sum(1) for part in map(schedule.slice, range(len(schedule)))]
-        )
-        if (counts != counts[:, :1]).any():
+        # counted where `kept` comes from, usually a CPU, so that a GPU isn't waited for
+        bounds = torch.tensor(schedule.offsets, device=kept.device).expand(rows.shape[0], -1).contiguous()
+        counts = torch.searchsorted(rows.contiguous(), bounds).diff()  # (B or 1, K)
+        if (rows.diff() <= 0).any() or (counts.sum(1) != rows.shape[1]).any():
+            raise ValueError(f"kept positions ascend and lie in the sequence of {schedule.total} tokens, got {kept}")
+        if (counts != counts[:1]).any():
             raise ValueError("every row must keep equally many tokens of each scale")
+        kept, rows = kept.to(x.device), rows.to(x.device)
         x = x.gather(1, rows[..., None].expand(x.shape[0], -1, x.shape[2]))
         if rotation is not None:
             rotation = (rotation[0][kept], rotation[1][kept])
-        return x, rotation, self.mask.visibility(schedule, tuple(counts[:, 0].tolist()))
+        return x, rotation, self.mask.visibility(schedule, tuple(counts[0].tolist()))
 
-    def _run(
+    def run_blocks(
         self,
         x: Tensor,
         condition: Condition,
@@ -241,7 +251,9 @@ class STARTransformer(nn.Module):
         visibility: Visibility | None = None,
         cache: KVCache | None = None,
         scale: int = 0,
+        blocks: Iterable[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
+        """Tokens (B, L, C) through all blocks, or what stands for them; the rest is as for `Block.forward`."""
         bias = None
         if condition.context_mask is not None:
             bias = torch.zeros(condition.context_mask.shape, device=x.device).masked_fill_(
@@ -250,7 +262,8 @@ class STARTransformer(nn.Module):
         modulation = condition.pooled if self.head.modulation is not None else None
         if self.shared_modulation is not None:
             modulation = self.shared_modulation(F.silu(condition.pooled))
-        for layer, block in enumerate(self.blocks):
+        run: Iterable[Callable[..., Tensor]] = self.blocks if blocks is None else blocks
+        for layer, block in enumerate(run):
             x = block(
                 x,
                 context=condition.context,

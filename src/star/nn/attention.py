@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from star.nn.backends import BACKENDS, choose
 from star.nn.cache import KVCache
 from star.nn.masks import Visibility
 from star.nn.position import Rotation, rotate
-
-BACKENDS = ("auto", "prefix", "matmul", "dense")
-MATMUL_LENGTH = 1024  # beyond it the L x L scores of `matmul` cost more than SDPA's slow bf16 backward on a CPU
 
 
 def attend(
@@ -33,16 +31,18 @@ def attend(
         v: values.
         visibility: what the scales of a training sequence see; None when every query sees every key.
         bias: additive mask that broadcasts to (B, heads, L, L_seen), for cross-attention.
-        backend: `prefix` runs one unmasked call per scale over the keys that it sees, so no L x L mask exists;
-            `dense` is
-            the masked reference; `matmul` writes the softmax out; `auto` takes `matmul` for short bf16 sequences on a
-            CPU,
-            where the fused kernel's backward is slow, and `prefix` otherwise.
+        backend: `prefix` runs one unmasked call per scale over the keys that it sees, so no L x L mask exists; `flex`
+            is one FlexAttention kernel that skips what isn't seen (CUDA); `matmul` writes the softmax out; `dense` is
+            the masked reference; `auto` is one of them, see `star.nn.backends.choose`.
 
     """
     if backend == "auto":
-        short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= MATMUL_LENGTH
-        backend = "matmul" if short else "prefix"
+        whole = type(visibility) is Visibility
+        backend = choose(q.device.type, q.dtype, k.shape[2], head_width=q.shape[3], whole_scales=whole)
+    if visibility is not None and backend == "flex":
+        from star.nn.flex import flex_attend
+
+        return flex_attend(q, k, v, visibility)
     if visibility is not None and backend == "prefix":
         parts = [
             F.scaled_dot_product_attention(q[:, :, i], k[:, :, j], v[:, :, j], scale=1.0) for i, j in visibility.spans()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from star.schedule import ScaleSchedule
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,14 @@ class ScaleMask:
     def bias(self, schedule: ScaleSchedule) -> Tensor:
         """Additive mask (L, L) of a whole schedule."""
         return self.visibility(schedule).bias()
+
+    def block_mask(self, schedule: ScaleSchedule, device: torch.device | str = "cpu") -> BlockMask:
+        """The same for FlexAttention: which blocks of a whole schedule's keys are skipped, without an L x L mask.
+
+        Raises:
+            ValueError: for a mask that hides keys inside of a scale.
+
+        """
+        from star.nn.flex import block_mask
+
+        return block_mask(self.visibility(schedule), torch.device(device))

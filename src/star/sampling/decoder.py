@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from star.models.refiner import TokenRefiner
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.cache import KVCache
-from star.sampling.guidance import ClassifierFreeGuidance, Guide
+from star.nn.halves import HalvedCache
+from star.sampling.guidance import ClassifierFreeGuidance, Guide, is_guided
+from star.sampling.speed import Speed
+from star.sampling.steps import Steps
 from star.schedule import ScaleSchedule
 from star.types import CachePolicy, Condition, Constraint, Search, TokenSampler
+
+NO_REFINER = (
+    "this preset reveals late scales in steps, which needs a refiner: train one (train.py task=sampler "
+    "init_from=GENERATOR) and give it as refiner=RUN_OR_FILE, or choose a preset that needs none (sampling=topk600)"
+)
+Watch = Callable[[int, int, int], None]
+
+
+def unwatched(k: int, step: int, steps: int) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -24,22 +38,27 @@ class DecodeState:
 
     Attributes:
         f_hat: (B, D, h_K, w_K), what is drawn so far.
-        cache: keys and values of the scales so far, R rows: the conditional ones, then with guidance the unconditional.
+        cache: keys and values of the scales so far, R rows: the conditional ones, then the unconditional ones while
+            guidance needs them.
         condition: the same R rows of text.
         schedule: all scales.
         codebook: (V, D), for samplers that mix entries.
         generators: one per image.
+        refiner: for samplers that reveal a scale in steps; None where there is none.
+        watch: told (scale, step, steps of this scale) after every step; a scale drawn at once has one step.
         codes: of every finished scale, (B, L_k).
         traces: what the token sampler recorded of every finished scale.
 
     """
 
     f_hat: Tensor
-    cache: KVCache
+    cache: KVCache | HalvedCache
     condition: Condition
     schedule: ScaleSchedule
     codebook: Tensor
     generators: Sequence[torch.Generator]
+    refiner: TokenRefiner | None = None
+    watch: Watch = unwatched
     codes: list[Tensor] = field(default_factory=list)
     traces: list[Any] = field(default_factory=list)
 
@@ -57,7 +76,13 @@ class DecodeState:
             condition=self.condition.select(both),
             generators=_fork([self.generators[row] for row in rows.tolist()]),
             codes=[drawn[rows] for drawn in self.codes],
+            traces=[None if trace is None else trace.select(rows) for trace in self.traces],
         )
+
+    def conditional(self) -> DecodeState:
+        """The same without the unconditional rows, whose cache stays where it is."""
+        images = torch.arange(self.f_hat.shape[0], device=self.f_hat.device)
+        return self if len(self.condition) == len(images) else replace(self, condition=self.condition.select(images))
 
 
 class ScaleWiseDecoder:
@@ -72,6 +97,11 @@ class ScaleWiseDecoder:
         constraint: may overrule drawn codes.
         search: may select images between scales.
         cache_policy: may shorten what stays in the cache.
+        refiner: for a sampler that reveals late scales in steps (`CausalDriven`).
+        speed: how it is computed.
+
+    Raises:
+        ValueError: for such a sampler without a refiner, or a speed that can't be had with the other settings.
 
     """
 
@@ -86,7 +116,13 @@ class ScaleWiseDecoder:
         constraint: Constraint | None = None,
         search: Search | None = None,
         cache_policy: CachePolicy | None = None,
+        refiner: TokenRefiner | None = None,
+        speed: Speed | None = None,
     ) -> None:
+        if needs_refiner(sampler) and refiner is None:
+            raise ValueError(NO_REFINER)
+        self.speed = speed or Speed()
+        self.speed.check(transformer, search=search is not None, cache_policy=cache_policy is not None)
         self.transformer = transformer
         self.tokenizer = tokenizer
         self.schedule = schedule
@@ -95,6 +131,9 @@ class ScaleWiseDecoder:
         self.constraint = constraint
         self.search = search
         self.cache_policy = cache_policy
+        self.refiner = refiner
+        self.paint = self.speed.painter(tokenizer)
+        self.step = Steps(transformer, self.speed, cache_policy)
 
     @torch.no_grad()
     def __call__(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> DecodeState:
@@ -103,13 +142,16 @@ class ScaleWiseDecoder:
         return state
 
     @torch.no_grad()
-    def scales(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> Iterator[DecodeState]:
+    def scales(
+        self, condition: Condition, empty: Condition | None, seeds: Sequence[int], watch: Watch = unwatched
+    ) -> Iterator[DecodeState]:
         """The state after every scale, so that callers can show a picture growing.
 
         Args:
             condition: B texts.
             empty: the empty text, one row or B; needed with guidance.
             seeds: one per picture; a picture depends on its text, its seed and the settings alone.
+            watch: see `DecodeState`.
 
         Raises:
             ValueError: for another number of seeds than texts, or guidance without an empty text.
@@ -119,38 +161,56 @@ class ScaleWiseDecoder:
             raise ValueError(f"{len(condition)} texts need as many seeds, got {len(seeds)}")
         # search may double a lone picture
         if self.transformer.first_sample_text and (len(condition) > 1 or self.search is not None):
-            yield from self._one_by_one(condition, empty, seeds)
+            yield from self._one_by_one(condition, empty, seeds, watch)
             return
-        state = self._start(condition, empty, seeds)
+        state = replace(self._start(condition, empty, seeds), watch=watch)
         for k in range(len(self.schedule)):
             state = self._draw(state, k)
-            if self.search is not None and k + 1 < len(self.schedule):
+            if k + 1 == len(self.schedule):
+                state.cache.clear()  # room for decoding
+            elif self.search is not None:
                 state = self.search(state, k)
             yield state
 
-    def _one_by_one(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> Iterator[DecodeState]:
-        """Each picture on its own: under `first_sample_text` a batch would show every picture the first one's text."""
+    def _one_by_one(
+        self, condition: Condition, empty: Condition | None, seeds: Sequence[int], watch: Watch
+    ) -> Iterator[DecodeState]:
+        """Each picture on its own: under `first_sample_text` a batch would show every picture the first one's text.
+
+        Nothing goes on from what this gives, so its cache is empty.
+        """
         if self.search is not None:
             raise ValueError("search selects among the pictures of a batch, which first_sample_text draws one by one")
         rows = [torch.tensor([row], device=condition.pooled.device) for row in range(len(condition))]
         empties = [empty if empty is None or len(empty) == 1 else empty.select(row) for row in rows]
         alone = [
-            list(self.scales(condition.select(row), e, [seed]))
+            list(self.scales(condition.select(row), e, [seed], watch))
             for row, e, seed in zip(rows, empties, seeds, strict=True)
         ]
         for states in zip(*alone, strict=True):
-            yield replace(
-                states[0],
-                f_hat=torch.cat([state.f_hat for state in states]),
-                codes=[torch.cat(drawn) for drawn in zip(*(state.codes for state in states), strict=True)],
-                traces=[list(traces) for traces in zip(*(state.traces for state in states), strict=True)],
-                generators=[state.generators[0] for state in states],
-            )
+            yield _merged(states, KVCache(self.schedule, self.transformer.mask, self.cache_policy))
 
     @torch.no_grad()
     def images(self, state: DecodeState) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] of what is drawn so far."""
-        return self.tokenizer.decode(state.f_hat).add(1).div(2)
+        return self.paint(state.f_hat).add(1).div(2)
+
+    @torch.no_grad()
+    def preview(self, state: DecodeState, side: int | None = None) -> Tensor:
+        """Small pictures (B, 3, h, w) in [0, 1] of what is drawn so far.
+
+        Shown after every scale but the last they cost less than half of `images`.
+
+        Args:
+            state: what `scales` yields.
+            side: the longer side in tokens of the last scale; None takes that of the scale just drawn, but at most a
+                quarter of the last scale's, where decoding is a sixteenth of the work.
+
+        """
+        if side is None:
+            drawn = self.schedule.sizes[max(len(state.codes) - 1, 0)]
+            side = max(min(max(drawn), max(self.schedule.sizes[-1]) // 4), 1)
+        return self.paint.preview(state.f_hat, side).add(1).div(2)
 
     def _start(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> DecodeState:
         device = condition.pooled.device
@@ -161,28 +221,63 @@ class ScaleWiseDecoder:
             condition = condition.stack(empty if len(empty) == images else empty.repeat(images))
         return DecodeState(
             f_hat=self.tokenizer.quantizer.start(images, self.schedule),
-            cache=KVCache(self.schedule, self.transformer.mask, self.cache_policy),
-            condition=condition.trim(),
+            cache=self.step.cache(self.schedule, len(condition) // images, device),
+            condition=self.step.trim(condition),
             schedule=self.schedule,
             codebook=self.tokenizer.quantizer.codebook.weight,
             generators=[torch.Generator(device).manual_seed(seed) for seed in seeds],
+            refiner=self.refiner,
         )
 
     def _draw(self, state: DecodeState, k: int) -> DecodeState:
         quantizer = self.tokenizer.quantizer
+        images = state.f_hat.shape[0]
+        guided = [is_guided(self.guidance, j, self.schedule) for j in range(k, len(self.schedule))]
+        if self.speed.skip_guidance and not any(guided) and len(state.condition) > images:
+            state.cache.first(images)
+            state = state.conditional()
         x_in = None
         if k > 0:
             x_in = quantizer.next_input(state.f_hat, k, self.schedule)
-            x_in = x_in.repeat(len(state.condition) // x_in.shape[0], 1, 1)
-        hidden = self.transformer.step(x_in, state.condition, self.schedule, k, state.cache)
-        head: Callable[[Tensor], Tensor] = partial(self.transformer.head, pooled=state.condition.pooled)
-        draw = self.sampler(hidden, head, Guide(self.guidance, self.schedule), k, state)
+            x_in = x_in.repeat(len(state.condition) // images, 1, 1)
+        hidden = self.step(x_in, state.condition, self.schedule, k, state.cache)
+        seen, guidance = state, self.guidance
+        if self.speed.skip_guidance and not guided[0]:
+            seen, hidden, guidance = state.conditional(), hidden[:images], None
+        head: Callable[[Tensor], Tensor] = partial(self.transformer.head, pooled=seen.condition.pooled)
+        draw = self.sampler(hidden, head, Guide(guidance, self.schedule), k, seen)
         if self.constraint is not None:
             draw = self.constraint(draw, k, state)
         f_hat = quantizer.accumulate(
             state.f_hat, draw.codes if draw.embeddings is None else draw.embeddings, k, self.schedule
         )
+        state.watch(k, 1, 1)
         return replace(state, f_hat=f_hat, codes=[*state.codes, draw.codes], traces=[*state.traces, draw.trace])
+
+
+def needs_refiner(sampler: Any) -> bool:
+    """Whether a token sampler asks a refiner."""
+    return bool(getattr(sampler, "needs_refiner", False))
+
+
+def _merged(states: Sequence[DecodeState], cache: KVCache) -> DecodeState:
+    """Pictures drawn alone as one batch."""
+    halves = range(len(states[0].condition))
+    rows = [
+        state.condition.select(torch.tensor([half], device=state.f_hat.device)) for half in halves for state in states
+    ]
+    return replace(
+        states[0],
+        f_hat=torch.cat([state.f_hat for state in states]),
+        cache=cache,
+        condition=reduce(Condition.stack, rows),
+        generators=[state.generators[0] for state in states],
+        codes=[torch.cat(drawn) for drawn in zip(*(state.codes for state in states), strict=True)],
+        traces=[
+            None if traces[0] is None else reduce(lambda one, other: one.stack(other), traces)
+            for traces in zip(*(state.traces for state in states), strict=True)
+        ],
+    )
 
 
 def _fork(generators: Sequence[torch.Generator]) -> list[torch.Generator]:

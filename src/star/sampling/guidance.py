@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from star.schedule import ScaleSchedule
+from star.types import Guidance
 
 
 class ClassifierFreeGuidance:
@@ -49,6 +50,11 @@ class ClassifierFreeGuidance:
         return (1 + strength) * conditional - strength * unconditional
 
 
+def is_guided(guidance: Guidance | None, k: int, schedule: ScaleSchedule) -> bool:
+    """Whether scale `k`'s prediction takes anything from the unconditional one."""
+    return guidance is not None and guidance.strength(k, schedule) != 0
+
+
 class Guide:
     """Guidance as a token sampler sees it: it halves the rows and knows which scale it is.
 
@@ -68,3 +74,10 @@ class Guide:
             return logits
         conditional, unconditional = logits.chunk(2)
         return self.guidance(conditional, unconditional, k, self.schedule)
+
+    def strongest(self, k: int) -> int:
+        """The scale that is guided most; `k` itself where `k` isn't guided."""
+        strength = getattr(self.guidance, "strength", None)
+        if strength is None or not strength(k, self.schedule):
+            return k
+        return max(range(len(self.schedule)), key=lambda scale: strength(scale, self.schedule))

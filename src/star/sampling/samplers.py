@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from star.sampling.decoder import DecodeState
+from star.sampling.filters import draw, filter_logits
+from star.sampling.noise import exponential
 from star.types import Draw
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,19 @@ class TopKTopP:
 
     def __call__(self, hidden: Tensor, head: Head, guide: Guiding, k: int, state: DecodeState) -> Draw:
         """Codes of scale `k`, each image drawn with its own generator."""
-        logits = guide(head(hidden), k) / self.temperature
+        logits = guide(head(hidden), k)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        return Draw(draw(logits, state.generators, top_k=self.clamp(logits), top_p=self.top_p)[0])
+
+    def clamp(self, logits: Tensor) -> int:
+        """`top_k`, at most the codebook's size, which is said once."""
         if self.top_k > logits.shape[-1] and not self._clamped:
             log.info(
                 "top_k %d is more than the codebook's %d entries and keeps all of them", self.top_k, logits.shape[-1]
             )
             self._clamped = True
-        return Draw(race(filter_logits(logits, self.top_k, self.top_p), state.generators))
+        return min(self.top_k, logits.shape[-1])
 
 
 class Gumbel:
@@ -83,40 +90,3 @@ class Gumbel:
         temperature = max(self.temperature * (1 - 0.95 * progress), 0.005)
         mixture = ((logits + noise) / temperature).softmax(-1)  # (B, L_k, V)
         return Draw(mixture.argmax(-1), mixture @ state.codebook.float())
-
-
-def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """Set what top-k, and then top-p on what is left, removes from logits (..., V) to -inf.
-
-    Codes as likely as the k-th stay, so more than k may. top-p removes, from the least likely upwards, codes while
-    their probabilities add up to at most 1 - p; the likeliest always stays. 0 switches a filter off.
-    """
-    size = logits.shape[-1]
-    if 0 < top_k < size:
-        candidates = logits.topk(top_k, -1).values  # descending
-        logits = logits.masked_fill(logits < candidates[..., -1:], float("-inf"))
-    if top_p > 0:
-        ascending, order = logits.sort(-1)
-        removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        removed[..., -1] = False
-        logits = logits.masked_fill(torch.zeros_like(removed).scatter(-1, order, removed), float("-inf"))
-    return logits
-
-
-def race(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw codes (B, L_k) from logits (B, L_k, V): exponential clocks, the first to ring wins.
-
-    The same distribution as `multinomial`, but the noise belongs to (image, token, code), so rounding differences
-    between batch sizes change a code only where two clocks ring together.
-    """
-    clocks = exponential(logits.shape, generators, logits.device)
-    return (logits.float() - clocks.log()).argmax(-1)
-
-
-def exponential(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
-    """Exponential noise of `shape` (B, ...), row i from generator i."""
-    rows = [
-        torch.empty(tuple(shape[1:]), device=generator.device).exponential_(generator=generator)
-        for generator in generators
-    ]
-    return torch.stack(rows).to(device)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from star.checkpoints.sharded import is_sharded
 from star.utils.files import write_atomically
 
 
@@ -28,6 +29,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any | None = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint; only tensors and plain containers, whatever is asked for."""
+        """Read a checkpoint; only tensors and plain containers, whatever is asked for. A sharded one becomes whole."""
         del weights_only
+        if is_sharded(path):
+            from star.checkpoints.sharded_reader import read_sharded
+
+            return read_sharded(path)
         return super().load_checkpoint(path, map_location, weights_only=True)

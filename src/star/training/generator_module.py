@@ -15,10 +15,12 @@ from star.checkpoints.parts import check_widths
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.objectives.teacher_forcing import TeacherForcing
-from star.sampling.decoder import ScaleWiseDecoder
+from star.sampling.decoder import NO_REFINER, ScaleWiseDecoder, needs_refiner
 from star.schedule import ScaleSchedule
+from star.training.distributed import shard
 from star.training.optim import Named
-from star.types import Batch, LossReport
+from star.training.steps import StepLog
+from star.types import Batch, Condition, LossReport
 
 
 class OptimizerSpec(Protocol):
@@ -43,7 +45,8 @@ class GeneratorModule(LightningModule):
         decoder: from (transformer, tokenizer, schedule) to what draws pictures during training; None draws none.
 
     Raises:
-        ValueError: when the text encoder's widths aren't the transformer's, or the dropout isn't in [0, 1].
+        ValueError: when the text encoder's widths aren't the transformer's, the dropout isn't in [0, 1], or the decoder
+            needs a refiner and has none.
 
     """
 
@@ -62,6 +65,9 @@ class GeneratorModule(LightningModule):
         super().__init__()
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout is a share of the captions, got {caption_dropout}")
+        preset = getattr(decoder, "keywords", {})
+        if needs_refiner(preset.get("sampler")) and "refiner" not in preset:
+            raise ValueError(NO_REFINER)
         encoder: Any = text_encoder
         check_widths(transformer, encoder.pooled_width, encoder.context_width)
         self.transformer = transformer
@@ -72,41 +78,66 @@ class GeneratorModule(LightningModule):
         self.optimizer = optimizer
         self.caption_dropout = caption_dropout
         self.decoder = decoder
+        self.step_log = StepLog()
+
+    def configure_model(self) -> None:
+        """Spread the transformer over the processes, if the strategy does so."""
+        shard(self)
 
     def setup(self, stage: str) -> None:
-        """Read a frozen text encoder's weights before the first batch needs them."""
+        """Read a frozen text encoder's weights before the first batch needs them; a cache may do without."""
         del stage
-        if not self.text_encoder.trainable:
+        data = getattr(self._trainer, "datamodule", None)
+        if not self.text_encoder.trainable and not getattr(data, "holds_text", False):
             load: Callable[[], None] = self.text_encoder.load  # type: ignore[assignment]
             load()
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch whose captions are partly emptied."""
         report = self.loss(batch, self.caption_dropout)
-        self.log_dict(report.report("train"), batch_size=len(batch))
+        self.step_log.add(self, report.report("train"), batch_size=len(batch), batch_idx=batch_idx)
         return report.total
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Loss and accuracy with every caption."""
-        report = self.loss(batch, 0.0)
+        """Loss and accuracy with every caption and every token."""
+        report = self.loss(batch, 0.0, every_token=True)
         self.log_dict(report.report("val"), batch_size=len(batch), sync_dist=True)
 
-    def loss(self, batch: Batch, caption_dropout: float) -> LossReport:
+    def loss(self, batch: Batch, caption_dropout: float, *, every_token: bool = False) -> LossReport:
         """Tokenise, encode the captions, and let the objective do the rest."""
         self.tokenizer.eval()
-        codes = self.tokenizer.encode(batch.images, self.schedule)
-        dropped = (torch.rand(len(batch)) < caption_dropout).tolist()
-        captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
-        condition = self.text_encoder(captions).trim()
-        return self.objective(self.transformer, self.tokenizer, codes, condition, self.schedule)
+        codes, condition = self.codes(batch), self.condition(batch, caption_dropout)
+        return self.objective(
+            self.transformer, self.tokenizer, codes, condition, self.schedule, every_token=every_token
+        )
+
+    def codes(self, batch: Batch) -> list[Tensor]:
+        """Codes of each scale, (B, L_k) long: the batch's own where it comes from a cache, else those of its images."""
+        if batch.codes is not None:
+            return self.schedule.split(batch.codes)
+        if batch.features is not None:
+            return self.tokenizer.quantizer.encode(batch.features, self.schedule)
+        return self.tokenizer.encode(batch.images, self.schedule)
+
+    def condition(self, batch: Batch, caption_dropout: float) -> Condition:
+        """The captions, a share of them emptied: encoded here, or by a cache."""
+        known = encoded_before(batch)
+        if known is None:
+            dropped = (torch.rand(len(batch)) < caption_dropout).tolist()
+            captions = ["" if drop else caption for drop, caption in zip(dropped, batch.captions, strict=True)]
+            return self.text_encoder(captions).trim()
+        text, empty = known
+        return text.drop(caption_dropout, empty)
 
     def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures (B, 3, H, W) in [0, 1] drawn for the batch's captions, beside the real ones."""
+        """Pictures (B, 3, H, W) in [0, 1] drawn for the batch's captions, beside the real ones (or what codes keep)."""
         if self.decoder is None:
             return {}
         draw = self.decoder(self.transformer, self.tokenizer, self.schedule)
-        state = draw(self.text_encoder(batch.captions), self.text_encoder([""]), list(range(len(batch))))
-        return {"samples": draw.images(state), "real": batch.images.add(1).div(2)}
+        text, empty = encoded_before(batch) or (self.text_encoder(batch.captions), self.text_encoder([""]))
+        state = draw(text, empty, list(range(len(batch))))
+        real = batch.images if batch.images.numel() else self.tokenizer.decode_codes(self.codes(batch), self.schedule)
+        return {"samples": draw.images(state), "real": real.add(1).div(2)}
 
     def configure_optimizers(self) -> Any:
         """Everything that requires a gradient, stepped once per optimiser step."""
@@ -114,3 +145,10 @@ class GeneratorModule(LightningModule):
             self.named_parameters(), int(self.trainer.estimated_stepping_batches)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def encoded_before(batch: Batch) -> tuple[Condition, Condition] | None:
+    """The captions and the empty one, fp32, as a cache holds them; None where the batch has captions alone."""
+    if batch.text is None or batch.empty is None:
+        return None
+    return Condition(*batch.text).to(torch.float32), Condition(*batch.empty).to(torch.float32)

@@ -11,11 +11,20 @@ from typing import Any
 import lightning
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from star.callbacks.run_record import RunRecord
+from star.callbacks.step_seed import StepSeed
 from star.checkpoints import io
+from star.checkpoints.fingerprint import fingerprint
 from star.checkpoints.pretrained import PARTS
+from star.checkpoints.stages import Carried, carry_over, check_resumable, schedule_of, table
+from star.training.blocks import BlockExecution
+from star.training.checks import check_trainer
+from star.training.from_generator import check_generator, load_generator
+from star.training.sampler_module import SamplerModule
+from star.utils.files import tidy
 from star.utils.instantiate import build_all, instantiate
 
 log = logging.getLogger(__name__)
@@ -26,6 +35,8 @@ EXPECTED_WARNINGS = (
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # inside Lightning
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
     ".*The dirpath has changed from.*",
+    ".*in eval mode at the start of training.*",  # a sampler's frozen generator
+    ".*FSDP2-wrapped module .* returned a view tensor.*",  # which nobody writes to
 )
 
 
@@ -46,22 +57,36 @@ class Run:
         """Train; returns `optimized_metric`'s last value, or None if it was never measured."""
         config = self.config
         quieten()
+        check_trainer(config)
         lightning.seed_everything(config["seed"], workers=True, verbose=False)
         resume_from = self.resume_from()
         self.mention_stage_before()
+        if config["task"] == "sampler" and resume_from is None:
+            check_generator(config)
         data: LightningDataModule = instantiate(config["data"])
         tokenizer = self.tokenizer_weights()
         trainer: Trainer = instantiate(
             config["trainer"],
-            callbacks=[*build_all(config["callbacks"]), RunRecord(config, self.directory)],
+            callbacks=[
+                StepSeed(config["seed"]),
+                RunRecord(config, self.directory),
+                *build_all(config["callbacks"]),
+            ],
             logger=build_all(config["logger"]),
         )
         check_resolution(config)
         module: LightningModule = instantiate(config["module"])
         if tokenizer is not None:
             io.load(module.get_submodule("tokenizer"), tokenizer, what=f"tokenizer of {config['paths']['tokenizer']}")
-        if resume_from is None:
+        if isinstance(module, SamplerModule) and resume_from is None:
+            load_generator(module, config)
+        elif resume_from is None:
             self.initialise(module)
+        else:
+            check_resumable(resume_from, module)
+        BlockExecution(config["activation_checkpointing"], config["compile"]).apply(module)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            tidy(self.directory / "checkpoints")
         log.info("run directory: %s", self.directory)
         with warnings.catch_warnings():
             for message in EXPECTED_WARNINGS:
@@ -75,18 +100,21 @@ class Run:
         given = self.config["resume_from"]
         if given is None:
             return None
-        if self.config["init_from"] is not None:
+        if self.config["init_from"] is not None and given != "auto":
             raise ValueError(
-                "init_from starts a new training from old weights, resume_from goes on with an old one: set one of them"
+                "init_from starts a new training from old weights, resume_from goes on with an old one: set one of "
+                "them (resume_from=auto goes with init_from: it goes on with what the run directory has, once it has)"
             )
         if given == "auto":
-            last = self.directory / "checkpoints" / "last.ckpt"
-            return last if last.is_file() else None
+            try:
+                return io.find(self.directory)
+            except FileNotFoundError:
+                return None
         return io.find(given)
 
     def tokenizer_weights(self) -> dict[str, Any] | None:
-        """Weights of the generator's frozen tokenizer."""
-        if self.config["task"] == "tokenizer":
+        """Weights of the generator's frozen tokenizer; a sampler's comes with its generator."""
+        if self.config["task"] != "generator":
             return None
         given = self.config["paths"]["tokenizer"]
         if given is None:
@@ -99,17 +127,24 @@ class Run:
     def initialise(self, module: LightningModule) -> None:
         """Start from the weights of another run, if `init_from` says so."""
         given = self.config["init_from"]
-        if given is not None:
-            state = fitted(module, io.weights(io.read(given, mmap=True)), what=f"init_from={given}")
-            io.load(module, state, what=f"{self.config['task']} (init_from={given})")
-            log.info("weights of %s", io.find(given))
+        if given is None:
+            return
+        checkpoint = io.read(given, mmap=True)
+        weights, own = fitted(module, io.weights(checkpoint), what=f"init_from={given}")
+        weights, rows = carry_over(module, weights, before=schedule_of(checkpoint), rule=self.config["init_rule"])
+        held = module.state_dict()
+        io.load(
+            module, {**weights, **{name: held[name] for name in own}}, what=f"{self.config['task']} (init_from={given})"
+        )
+        rows += [Carried(name, held[name].numel(), "own", "as this run made or found it") for name in own]
+        log.info("weights of %s\n%s", io.find(given), table(rows))
 
     def mention_stage_before(self) -> None:
         """Warn that a later stage starts from scratch."""
         config = self.config
         if (
             config["previous_stage"] is not None
-            and config["task"] != "tokenizer"
+            and config["task"] == "generator"
             and not (config["init_from"] or config["resume_from"])
         ):
             log.warning(
@@ -119,21 +154,30 @@ class Run:
             )
 
 
-def fitted(module: LightningModule, state: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
-    """Weights for all of a module: without a tokenizer or text encoder of their own, those stay as they are.
+def fitted(module: LightningModule, state: Mapping[str, Tensor], *, what: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that a module takes from a checkpoint, and the names of those that stay as they are.
 
-    Converted weights have a generator and perhaps no more; what they have beyond the module's parts isn't used.
+    Converted weights have a generator and perhaps no more: without a tokenizer or text encoder of their own, those
+    stay. A generator's tokenizer is always the run's (`paths.tokenizer`), never the checkpoint's. What a checkpoint has
+    beyond the module's parts isn't used.
     """
     own = module.state_dict()
     parts = {name.partition(".")[0] for name in own}
     found = {name.partition(".")[0] for name in state}
-    for part in sorted((parts - found) & {"tokenizer", "text_encoder"}):
+    staying = (parts - found) & {"tokenizer", "text_encoder"}
+    for part in sorted(staying):
         log.info("%s has no %s: it stays as it is", what, part)
-        state = {**state, **{name: value for name, value in own.items() if name.startswith(f"{part}.")}}
+    if "transformer" in parts and "tokenizer" in parts & found:
+        staying.add("tokenizer")
+        if fingerprint(io.part(own, "tokenizer.")) != fingerprint(io.part(state, "tokenizer.")):
+            log.warning(
+                "%s learned the tokens of another tokenizer than paths.tokenizer, whose codes mean something else", what
+            )
     for part in sorted((found - parts) & set(PARTS)):
         log.info("%s has a %s, which isn't used", what, part)
-        state = {name: value for name, value in state.items() if not name.startswith(f"{part}.")}
-    return dict(state)
+    unused = staying | ((found - parts) & set(PARTS))
+    kept = {name: value for name, value in state.items() if name.partition(".")[0] not in unused}
+    return kept, [name for name in own if name.partition(".")[0] in staying]
 
 
 def check_resolution(config: dict[str, Any]) -> None:
@@ -145,7 +189,9 @@ def check_resolution(config: dict[str, Any]) -> None:
 
 
 def quieten() -> None:
-    """Lightning's messages once, through the root logger, and without its advertisements."""
+    """Lightning's messages once, through the root logger, without its advertisements; one process speaks for all."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        logging.getLogger().setLevel(logging.WARNING)

@@ -29,12 +29,19 @@ FREE_TEXT = {
     "reference",
     "out",
     "paths.run_dir",
+    "hydra.run.dir",
     "paths.tokenizer",
     "paths.data",
     "paths.pictures",
+    "paths.cache",
     "paths.mjhq",
+    "paths.coco",
+    "paths.dpg",
+    "paths.image_reward",
+    "paths.hpsv2",
     "shards",
     "metric.weights",
+    "data.directory",
 }
 
 
@@ -116,10 +123,16 @@ def conf_directory() -> Path:
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration that `python NAME.py OVERRIDES` would run with, for commands besides the root scripts."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
 
     register_resolvers()
-    with hydra.initialize_config_dir(version_base=None, config_dir=str(conf_directory())):
-        return hydra.compose(name, quote_arguments(overrides))
+    around = GlobalHydra.instance().hydra  # a root script's, which composed its own configuration already
+    GlobalHydra.instance().hydra = None
+    try:
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(conf_directory())):
+            return hydra.compose(name, quote_arguments(overrides))
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -129,6 +142,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
         ValueError: for a value that has to be set and isn't.
 
     """
+    register_resolvers()  # a launcher's job begins here, without `prepare`
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"set {', '.join(f'{key}=...' for key in missing)}")
@@ -155,6 +169,7 @@ def readable_errors() -> Iterator[None]:
         NotADirectoryError,
         OSError,
         ModuleNotFoundError,
+        FloatingPointError,
     ) as error:
         log.debug("traceback", exc_info=True)
         log.error("%s", error)

@@ -1,8 +1,9 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +20,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        flush(partial)
+        put_in_place(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         with suppress(OSError):
             partial.unlink()
@@ -31,3 +31,51 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def flush(file: Path) -> None:
+    """Wait until a file is on the disk."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a finished file or folder its name, in place of what had it.
+
+    A file changes its name in one step. A folder can't take the place of another: the old one steps aside for an
+    instant. Should the process die in it, that one is still there, where `set_aside` says.
+    """
+    if not path.is_dir() and not partial.is_dir():
+        partial.replace(path)
+        return
+    aside = set_aside(path)
+    if path.exists():
+        remove(aside)
+        path.rename(aside)
+    partial.rename(path)
+    remove(aside)
+
+
+def set_aside(path: Path) -> Path:
+    """Where the old folder waits while a new one takes its name."""
+    return path.with_name(f".{path.name}.before")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Delete what processes that died while writing left in a folder; only where nobody is writing.
+
+    What is set aside stays as long as nothing has its name.
+    """
+    for partial in folder.glob(".*.partial"):
+        remove(partial)
+    for aside in folder.glob(".*.before"):
+        if (folder / aside.name[1 : -len(".before")]).exists():
+            remove(aside)

@@ -1,0 +1,1 @@
+"""A web page that draws: `python app.py ckpt=RUN`."""

@@ -1,0 +1,1 @@
+"""Measurements of single claims, each a command: `python -m star.studies.NAME`."""

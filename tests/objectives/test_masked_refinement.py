@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from star.models.refiner import Refiner, first_refined
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.models.transformer import STARTransformer
+from star.nn.position import Rotary2D
+from star.objectives.masked_refinement import MaskedRefinement
+from star.schedule import ScaleSchedule, concatenate
+from star.types import Condition
+
+Build = Callable[..., STARTransformer]
+
+
+def make_refiner(**changes: Any) -> Refiner:
+    sizes = {"width": 32, "num_heads": 4, "codebook_size": 32, "code_width": 8, "pooled_width": 12, "num_levels": 4}
+    return Refiner(**sizes | {"position": Rotary2D()} | changes)
+
+
+@pytest.fixture
+def codes(schedule: ScaleSchedule) -> list[Tensor]:
+    return [torch.randint(32, (3, length)) for length in schedule.lengths]
+
+
+class Fixed:
+    """Logits that are what they are, and what the objective asked with."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.requires_grad_()
+
+    def __call__(self, hidden: Tensor, embeddings: Tensor, known: Tensor, *others: Any) -> Tensor:
+        self.hidden, self.embeddings, self.known, self.scales = hidden, embeddings, known, others[-1]
+        return self.logits
+
+
+def test_only_unknown_tokens_of_late_scales_count(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+) -> None:
+    fixed = Fixed(torch.randn(3, 22, 32))
+    objective = MaskedRefinement(first_scale=2)
+    report = objective(fixed, build_transformer(), tokenizer, codes, condition, schedule)
+    assert fixed.scales == (2, 3)
+    target = concatenate(codes[2:])
+    unknown = ~fixed.known
+    expected = torch.nn.functional.cross_entropy(fixed.logits[unknown], target[unknown])
+    torch.testing.assert_close(report.total, expected)
+    report.total.backward()
+    assert not fixed.logits.grad[fixed.known].any()
+    assert fixed.logits.grad[unknown].any(-1).all()
+    right = (fixed.logits.argmax(-1) == target)[unknown].float().mean()
+    torch.testing.assert_close(report.scalars["accuracy"], right)
+    assert report.per_scale["loss"][:2].isnan().all()
+    lengths = torch.tensor([int((~fixed.known[:, part]).sum()) for part in (slice(6), slice(6, 22))])
+    weighed = (report.per_scale["loss"][2:] * lengths).sum() / lengths.sum()
+    torch.testing.assert_close(weighed, report.total.detach())
+
+
+@torch.no_grad()
+def test_the_generator_shows_what_teacher_forcing_shows(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+) -> None:
+    model, fixed = build_transformer(), Fixed(torch.zeros(3, 22, 32))
+    report = MaskedRefinement(first_scale=2)(fixed, model, tokenizer, codes, condition, schedule, known_share=0.5)
+    x_in = tokenizer.quantizer.teacher_forcing(codes, schedule)
+    logits, hidden = model(x_in, condition, schedule, return_hidden=True)
+    assert torch.equal(fixed.hidden, hidden[:, 5:])
+    assert torch.equal(fixed.embeddings, tokenizer.quantizer.codebook.weight[concatenate(codes[2:])])
+    right = (logits[:, 5:].argmax(-1) == concatenate(codes[2:]))[~fixed.known].float().mean()
+    torch.testing.assert_close(report.scalars["generator_accuracy"], right)
+
+
+def test_no_gradient_reaches_the_generator_or_the_tokenizer(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+) -> None:
+    """Even of parameters that ask for one."""
+    model, refiner = build_transformer(), make_refiner()
+    objective = MaskedRefinement(first_scale=1)
+    objective(refiner, model, tokenizer, codes, condition, schedule, known_share=0.5).total.backward()
+    for part in (model, tokenizer):
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in part.parameters())
+    assert all(parameter.grad is not None for parameter in refiner.parameters())
+
+
+def test_shares_of_known_tokens_are_those_of_the_paper(schedule: ScaleSchedule) -> None:
+    """arccos(r) / (pi / 2) of a uniform r is on average 2 / pi, and as often above 2 / 3 as below."""
+    torch.manual_seed(3)
+    objective = MaskedRefinement(first_scale=3)
+    known = objective.known(20000, schedule).float().mean(1)
+    assert known.mean() == pytest.approx(2 / torch.pi, abs=0.01)
+    assert (known < 2 / 3).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert objective.known(200, schedule, 0.25).float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_or_nothing_known(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+    share: float,
+) -> None:
+    report = MaskedRefinement()(
+        make_refiner(), build_transformer(), tokenizer, codes, condition, schedule, known_share=share
+    )
+    report.total.backward()
+    assert (report.total == 0) == (share == 1)
+    assert report.scalars["accuracy"].isnan() == (share == 1)
+
+
+@torch.no_grad()
+def test_with_first_sample_text_a_batch_is_its_images(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+) -> None:
+    """A picture is drawn alone then, so the refiner learns from hidden states of a picture alone."""
+    model, objective = build_transformer(first_sample_text=True), MaskedRefinement()
+    fixed = Fixed(torch.zeros(3, 16, 32))
+    objective(fixed, model, tokenizer, codes, condition, schedule)
+    batch = fixed.hidden
+    for row in range(3):
+        alone = Fixed(torch.zeros(1, 16, 32))
+        objective(
+            alone, model, tokenizer, [c[row : row + 1] for c in codes], condition.select(torch.tensor([row])), schedule
+        )
+        torch.testing.assert_close(alone.hidden[0], batch[row])
+
+
+@torch.no_grad()
+def test_an_untrained_refiner_that_adopted_the_head_predicts_what_the_generator_does(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+) -> None:
+    model, refiner = build_transformer(), make_refiner()
+    codebook = tokenizer.quantizer.codebook.weight
+    refiner.adopt(model.head, codebook)
+    assert refiner.embed(codebook).std(0).mean() == pytest.approx(1.0, rel=1e-3)
+    x_in = tokenizer.quantizer.teacher_forcing(codes, schedule)
+    logits, hidden = model(x_in, condition, schedule, return_hidden=True)
+    embeddings = tokenizer.quantizer.lookup(concatenate(codes[2:]))
+    refined = refiner(hidden[:, 5:], embeddings, torch.rand(3, 22) < 0.5, condition, schedule, (2, 3))
+    similarity = torch.nn.functional.cosine_similarity(refined, logits[:, 5:], dim=-1)
+    assert similarity.min() > 0.95
+    with pytest.raises(ValueError, match=r"a head of \(16, 32\) can't begin with the generator's, of \(32, 32\)"):
+        make_refiner(codebook_size=16).adopt(model.head, codebook)
+
+
+def test_the_first_refined_scale_is_the_papers_in_proportion() -> None:
+    lengths = {1: 0, 2: 1, 3: 2, 4: 3, 10: 7, 14: 9}
+    for count, expected in lengths.items():
+        schedule = ScaleSchedule.square(*range(1, count + 1))
+        assert first_refined(schedule) == expected
+        assert MaskedRefinement().scales(schedule) == tuple(range(expected, count))
+    assert first_refined(schedule, -2) == first_refined(schedule, 12) == 12
+    with pytest.raises(ValueError, match="first_scale 14 isn't one of the 14"):
+        first_refined(schedule, 14)
+
+
+def test_label_smoothing_is_a_share() -> None:
+    with pytest.raises(ValueError, match="1"):
+        MaskedRefinement(label_smoothing=1.0)

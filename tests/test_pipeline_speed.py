@@ -97,7 +97,7 @@ def test_a_preset_set_later_keeps_the_speed(build: Callable[..., STARPipeline]) 
 
 
 def test_previews_are_small_and_grow(build: Callable[..., STARPipeline]) -> None:
-    """Scales of 1, 2, 3 and 4 tokens at factor 2; a quarter of the last is 1 token."""
+    """Scales of 1, 2, 3 and 4 tokens at factor 2; an eighth of the last is less than one."""
     pipeline = build()
     shapes = [tuple(pipeline.paint(state, preview=True).shape) for state in pipeline.scales(PROMPTS, [0, 1])]
     assert shapes == [(2, 3, 2, 2)] * 4

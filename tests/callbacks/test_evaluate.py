@@ -90,6 +90,48 @@ def test_prompts_are_spread_and_shared_by_ranks(module: SimpleNamespace) -> None
         assert mean == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("num_prompts", "batch"), [(5, 1), (5, 2), (1, 4)])
+def test_every_rank_draws_as_often_even_without_prompts_of_its_own(
+    module: SimpleNamespace, num_prompts: int, batch: int
+) -> None:
+    """A model that is spread over ranks computes only when all of them take part."""
+    drawn, counted = [], 0
+    for rank in (0, 1):
+        calls: list[int] = []
+        module.decoder = lambda *parts, calls=calls: counting(ScaleWiseDecoder(*parts, sampler=TopKTopP()), calls)
+        part = callback(num_prompts=num_prompts, batch=batch, metric=Lenient())
+        part.score(module, rank, 2)
+        drawn.append(len(calls))
+        counted += len(part.metric.seen)  # type: ignore[attr-defined]
+    assert drawn[0] == drawn[1]
+    assert counted == num_prompts
+
+
+class Lenient(Brightness):
+    """Takes no pictures at all for an answer, as metrics that gather over ranks do."""
+
+    def compute(self) -> dict[str, Any]:
+        return super().compute() if self.seen else {"value": 0.0}
+
+
+def counting(decoder: ScaleWiseDecoder, calls: list[int]) -> Any:
+    def draw(condition: Condition, empty: Condition, seeds: list[int]) -> Any:
+        calls.append(len(seeds))
+        return decoder(condition, empty, seeds)
+
+    return Counted(draw, decoder.images)
+
+
+class Counted:
+    """A decoder whose calls are counted."""
+
+    def __init__(self, draw: Callable[..., Any], images: Callable[..., Tensor]) -> None:
+        self.draw, self.images = draw, images
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.draw(*arguments)
+
+
 def test_it_runs_when_it_is_time_and_tells_the_loggers(module: SimpleNamespace) -> None:
     logged: list[tuple[int, dict[str, float]]] = []
     logger = SimpleNamespace(log_metrics=lambda results, step: logged.append((step, results)))

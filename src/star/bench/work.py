@@ -129,11 +129,11 @@ class Train(Work):
         self._watch: Stopwatch | None = None
 
     def run(self) -> None:
-        """One step."""
-        self.model.zero_grad(set_to_none=True)
+        """One step; its gradients are dropped, so that every step begins with the weights alone."""
         with autocast(self.settings.dtype, self.device):
             loss = self.objective(self.model, self.tokenizer, self.codes, self.condition, self.schedule).total
         self._backward(loss)
+        self.model.zero_grad(set_to_none=True)
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()

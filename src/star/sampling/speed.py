@@ -94,6 +94,7 @@ class Speed:
             channels_last=self.channels_last,
             fold_upsampling=self.fold_upsampling,
             strips_above=self.strips_above,
+            hold_weights=self.weights != "as_is",
         )
 
     def runner(self, transformer: STARTransformer) -> Callable[..., Tensor] | None:

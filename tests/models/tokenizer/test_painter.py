@@ -42,6 +42,7 @@ def test_every_switch_paints_the_same_picture(
 ) -> None:
     """Strips of one row, of a few, or all rows at once; the tolerance is far below a seam of 1/255."""
     monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "WORTH_FOLDING", 1)
     f_hat = torch.randn(2, 6, 5, 7)
     with torch.no_grad():
         expected = tokenizer.decode(f_hat)
@@ -76,6 +77,21 @@ def test_a_dtype_of_its_own_overrules_autocast(tokenizer: MultiScaleTokenizer) -
     with torch.autocast("cpu", torch.bfloat16):
         inside = Painter(tokenizer, dtype="fp32")(f_hat)
     assert torch.equal(inside, Painter(tokenizer)(f_hat))
+
+
+def test_held_weights_are_the_cast_ones(tokenizer: MultiScaleTokenizer) -> None:
+    f_hat = torch.randn(2, 6, 4, 4)
+    cast, held = Painter(tokenizer, dtype="bf16"), Painter(tokenizer, dtype="bf16", hold_weights=True)
+    for _ in range(2):
+        assert torch.equal(held(f_hat), cast(f_hat))
+    ((after, decoder),) = held._copies.values()
+    assert after is not tokenizer.after
+    assert decoder.stem.weight.dtype == torch.bfloat16
+    assert decoder.norm.weight.dtype == tokenizer.decoder.stem.weight.dtype == torch.float32
+    exact = Painter(tokenizer, hold_weights=True)
+    assert torch.equal(exact(f_hat), Painter(tokenizer)(f_hat))
+    assert exact._copies == {}
+    assert torch.equal(exact.preview(f_hat, 2), cast.preview(f_hat, 2))
 
 
 def test_small_pictures_are_not_cut(tokenizer: MultiScaleTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.models.tokenizer import strips
-from star.models.tokenizer.autoencoder import Level, ResidualBlock, Upsample
+from star.models.tokenizer.autoencoder import Decoder, Level, ResidualBlock, Upsample
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.tokenizer.upsampling import double_and_convolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTO = {"cpu": 128, "cuda": 768}
+WORTH_FOLDING = 256  # positions of the small map: with fewer, adding up the kernels costs more than it saves
 ROWS = 64  # of a strip: two more are computed in vain
 
 
@@ -28,6 +31,8 @@ class Painter:
         strips_above: a picture with a longer side than this many pixels is decoded on its own and in strips (see
             `star.models.tokenizer.strips`); None never does; `auto`: above 128 on a CPU, which strips cost nothing,
             and above 768 elsewhere, where whole batches of smaller pictures fit.
+        hold_weights: keep a copy of the weights in half precision once there is use for it, in place of casting them
+            for every picture; previews are then painted in bf16 whatever the rest is. The tokenizer must not change.
 
     Raises:
         ValueError: for another dtype, or a side below 1.
@@ -42,6 +47,7 @@ class Painter:
         channels_last: bool = False,
         fold_upsampling: bool = False,
         strips_above: int | str | None = None,
+        hold_weights: bool = False,
     ) -> None:
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"the decoder's dtype is one of {', '.join(DTYPES)} or null, got {dtype!r}")
@@ -52,6 +58,8 @@ class Painter:
         self.channels_last = channels_last
         self.fold_upsampling = fold_upsampling
         self.strips_above = strips_above
+        self.hold_weights = hold_weights
+        self._copies: dict[tuple[torch.dtype, torch.device], tuple[nn.Module, Decoder]] = {}
         if channels_last:
             for part in (tokenizer.after, tokenizer.decoder):
                 part.to(memory_format=torch.channels_last)
@@ -59,10 +67,13 @@ class Painter:
     @torch.no_grad()
     def __call__(self, f_hat: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of f_hat (B, D, h_K, w_K)."""
-        with self._autocast(f_hat.device):
+        return self._in(self.dtype, f_hat)
+
+    def _in(self, dtype: str | None, f_hat: Tensor) -> Tensor:
+        with _autocast(dtype, f_hat.device):
             if self._is_large(f_hat):
                 painted = torch.cat([self._paint(one, in_strips=True) for one in f_hat.split(1)])
-            elif self.fold_upsampling or self.channels_last:
+            elif self.fold_upsampling or self.channels_last or self.hold_weights:
                 painted = self._paint(f_hat, in_strips=False)
             else:
                 return self.tokenizer.decode(f_hat)
@@ -72,25 +83,33 @@ class Painter:
         limit = AUTO.get(f_hat.device.type, AUTO["cuda"]) if self.strips_above == "auto" else self.strips_above
         return isinstance(limit, int) and max(f_hat.shape[2:]) * self.tokenizer.factor > limit
 
+    @torch.no_grad()
     def preview(self, f_hat: Tensor, side: int) -> Tensor:
         """Small images in [-1, 1] of f_hat, averaged down to at most `side` tokens a side first."""
         longest = max(f_hat.shape[2:])
         if longest > side:
             size = [max(round(length * side / longest), 1) for length in f_hat.shape[2:]]
             f_hat = F.interpolate(f_hat, size, mode="area")
-        return self(f_hat)
+        return self._in("bf16" if self.hold_weights else self.dtype, f_hat)
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        kind = device.type
-        enabled = torch.is_autocast_enabled(kind) if self.dtype is None else self.dtype != "fp32"
-        dtype = torch.get_autocast_dtype(kind) if self.dtype is None else DTYPES[self.dtype]
-        # each weight is used but once: no reason to keep all of them in half precision until the end
-        return torch.autocast(kind, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)
+    def _parts(self, device: torch.device) -> tuple[nn.Module, Decoder]:
+        """The convolution behind the quantiser and the decoder, in what they compute in."""
+        own = (self.tokenizer.after, self.tokenizer.decoder)
+        if not self.hold_weights or not torch.is_autocast_enabled(device.type):
+            return own
+        key = (torch.get_autocast_dtype(device.type), device)
+        if key not in self._copies:
+            convs = [part for whole in own for part in whole.modules() if isinstance(part, nn.Conv2d)]
+            cast = {id(conv.weight): nn.Parameter(conv.weight.to(key[0]), requires_grad=False) for conv in convs}
+            # whoever copies asks this dictionary first, so that no weight is copied in full
+            after, decoder = copy.deepcopy(own, cast)
+            self._copies[key] = (after, decoder)
+        return self._copies[key]
 
     def _paint(self, f_hat: Tensor, *, in_strips: bool) -> Tensor:
-        decoder = self.tokenizer.decoder
+        after, decoder = self._parts(f_hat.device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        x = decoder.middle(decoder.stem(self.tokenizer.after(f_hat.contiguous(memory_format=layout))))
+        x = decoder.middle(decoder.stem(after(f_hat.contiguous(memory_format=layout))))
         for level in decoder.levels:
             assert isinstance(level, Level)
             x = self._level(level, x, in_strips=in_strips)
@@ -112,6 +131,15 @@ class Painter:
     def _upsample(self, conv: nn.Conv2d, x: Tensor, *, in_strips: bool) -> Tensor:
         if in_strips:
             return strips.upsample(conv, x, ROWS)
-        if self.fold_upsampling:
+        if self.fold_upsampling and x.shape[2] * x.shape[3] >= WORTH_FOLDING:
             return double_and_convolve(x, conv.weight, conv.bias)
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _autocast(name: str | None, device: torch.device) -> torch.autocast:
+    """Half precision by name, or as it is already."""
+    kind = device.type
+    enabled = torch.is_autocast_enabled(kind) if name is None else name != "fp32"
+    dtype = torch.get_autocast_dtype(kind) if name is None else DTYPES[name]
+    # each weight is used but once: no reason to keep all of them in half precision until the end
+    return torch.autocast(kind, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from star.checkpoints import io
 from star.checkpoints.sharded import is_sharded
 from star.checkpoints.sharded_reader import read_sharded
-from star.utils.cli import readable_errors
+from star.utils.command import run_command
 from star.utils.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -73,14 +72,12 @@ def parse(arguments: Sequence[str]) -> tuple[str, str, bool]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given or {"--help", "-h"} & set(given):
-        sys.stdout.write(HELP)
-        return
-    with readable_errors():
-        source, out, slim = parse(given)
-        consolidate(source, out, slim=slim)
+    run_command(HELP, _run, arguments)
+
+
+def _run(given: Sequence[str]) -> None:
+    source, out, slim = parse(given)
+    consolidate(source, out, slim=slim)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from star.checkpoints.to_official import write_official
 from star.checkpoints.var_to_star import Fate, TransferReport, star_from_var
 from star.nn.position import AbsolutePosition, Rotary2D
 from star.schedule import ScaleSchedule
-from star.utils.cli import readable_errors
+from star.utils.command import run_command
 from star.utils.files import write_atomically
 from star.utils.instantiate import instantiate, instantiate_trusted
 
@@ -156,13 +155,7 @@ def write(request: Request, checkpoint: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given or {"--help", "-h"} & set(given):
-        sys.stdout.write(HELP)
-        return
-    with readable_errors():
-        convert(parse(given))
+    run_command(HELP, lambda given: convert(parse(given)), arguments)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import logging
 import multiprocessing
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +21,13 @@ from torch import Tensor
 from star.checkpoints import io
 from star.checkpoints.identity import identify
 from star.data.cache_header import HEADER, SPLITS, CacheHeader, read_header
-from star.data.cache_request import HELP, PRECISIONS, Request, parse
+from star.data.cache_request import HELP, PRECISIONS, Request
 from star.data.cache_writer import CacheTask, ShardCacher, describe_all, tasks_of
 from star.data.datamodule import ShardDataModule
 from star.data.stream import BatchStream
 from star.schedule import concatenate
 from star.utils.cli import compose, plain, readable_errors
+from star.utils.command import run_command, split_arguments
 from star.utils.instantiate import instantiate
 
 log = logging.getLogger("cache")
@@ -225,15 +226,20 @@ def summarize(request: Request, targets: Sequence[Path], seconds: float) -> None
         raise OSError(f"{missing} shards could not be opened; the same command tries them again")
 
 
+def parse(arguments: Sequence[str]) -> Request:
+    """A command line as a request.
+
+    Raises:
+        ValueError: for an argument that isn't KEY=VALUE.
+
+    """
+    given, overrides = split_arguments(arguments, [one.name for one in fields(Request) if one.name != "overrides"])
+    return Request(**given, overrides=overrides)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given or {"--help", "-h"} & set(given):
-        sys.stdout.write(HELP)
-        return
-    with readable_errors():
-        cache(parse(given))
+    run_command(HELP, lambda given: cache(parse(given)), arguments)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 
@@ -85,25 +83,3 @@ class Request:
             or not 1 <= int(numbers[0]) <= int(numbers[1])
         ):
             raise ValueError(f"part is I/N with 1 <= I <= N, such as 1/4, got {self.part!r}")
-
-
-def parse(arguments: Sequence[str]) -> Request:
-    """A command line as a request.
-
-    Raises:
-        ValueError: for an argument that isn't KEY=VALUE.
-
-    """
-    own = [one.name for one in fields(Request) if one.name != "overrides"]
-    given: dict[str, str] = {}
-    overrides = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            near = difflib.get_close_matches(name, own, n=1)
-            raise ValueError(f"arguments are KEY=VALUE, got {argument!r}{f'; {near[0]}=...?' if near else ''}")
-        if name in own:
-            given[name] = value
-        else:
-            overrides.append(argument)
-    return Request(**given, overrides=tuple(overrides))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from star.data.pack import write_summary
 from star.data.shards import ShardError, read_shard, shard_name
 from star.data.sources import expand_urls
 from star.data.summary import Summary
-from star.utils.cli import readable_errors
+from star.utils.command import run_command
 
 log = logging.getLogger("inspect")
 
@@ -119,13 +118,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given or {"--help", "-h"} & set(given):
-        sys.stdout.write(HELP)
-        return
-    with readable_errors():
-        inspect(**parse(given))
+    run_command(HELP, lambda given: inspect(**parse(given)), arguments)
 
 
 if __name__ == "__main__":

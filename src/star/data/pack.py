@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import random
-import sys
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +22,7 @@ from star.data.skips import SkipSample
 from star.data.summary import Summary
 from star.data.tables import Columns, Row, read_rows
 from star.data.transforms import FORMATS
-from star.utils.cli import readable_errors
+from star.utils.command import run_command
 from star.utils.files import write_atomically
 
 log = logging.getLogger("pack")
@@ -232,13 +231,7 @@ def _write(path: Path, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given or {"--help", "-h"} & set(given):
-        sys.stdout.write(HELP)
-        return
-    with readable_errors():
-        pack(parse(given))
+    run_command(HELP, lambda given: pack(parse(given)), arguments)
 
 
 if __name__ == "__main__":

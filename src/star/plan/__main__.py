@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from star.plan.memory import Spread
 from star.plan.models import build
 from star.plan.request import HELP, Request, composed, parse
 from star.plan.table import show
-from star.utils.cli import readable_errors
+from star.utils.command import run_command
 from star.utils.devices import DEVICES, Device, this_device
 
 
@@ -62,18 +61,16 @@ def spread_of(config: dict[str, Any], devices: int) -> Spread:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-h", "help"} & set(given):
-        sys.stdout.write(HELP)
-        return
-    with readable_errors():
-        request = parse(given)
-        found = plan(request)
-        if request.format == "json":
-            sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        else:
-            show(found)
+    run_command(HELP, _run, arguments, bare=True)
+
+
+def _run(given: Sequence[str]) -> None:
+    request = parse(given)
+    found = plan(request)
+    if request.format == "json":
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        show(found)
 
 
 if __name__ == "__main__":

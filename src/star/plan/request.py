@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from star.utils.cli import compose, conf_directory, plain
+from star.utils.command import split_arguments
 from star.utils.devices import DEVICES
 
 HELP = f"""\
@@ -79,19 +79,8 @@ def parse(arguments: Sequence[str]) -> Request:
         ValueError: for an argument that isn't KEY=VALUE.
 
     """
-    own = [one.name for one in fields(Request) if one.name != "overrides"]
-    given: dict[str, str] = {}
-    overrides = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            near = difflib.get_close_matches(name, own, n=1)
-            raise ValueError(f"arguments are KEY=VALUE, got {argument!r}{f'; {near[0]}=...?' if near else ''}")
-        if name in own:
-            given[name] = value
-        else:
-            overrides.append(argument)
-    return Request(**given, overrides=tuple(overrides))
+    given, overrides = split_arguments(arguments, [one.name for one in fields(Request) if one.name != "overrides"])
+    return Request(**given, overrides=overrides)
 
 
 def composed(request: Request) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from star.checkpoints import io
-from star.data.cache import cache
+from star.data.cache import cache, parse
 from star.data.cache_header import KINDS
-from star.data.cache_request import parse
 from star.data.shapes import ShapesSettings, write_shards
 from star.studies import command
 from star.training.generator_module import GeneratorModule

@@ -245,3 +245,14 @@ def test_numbers_for_people() -> None:
         "1.23 k",
         "42.7 T",
     ]
+
+
+def test_what_is_chosen_already_is_not_advised() -> None:
+    big = ["stage=1024", "model=d16", "text_encoder=word_transformer", "gpu=a100_40", "batch_size=4096"]
+    options = ("activation_checkpointing=full", "train_tokens=local_window", "trainer=fsdp", "data=cached")
+    (plain,) = advice(planned(*big, "trainer=ddp", "devices=8"))
+    assert "does not fit" in plain
+    assert all(option in plain for option in (*options, "optim=adamw8bit"))
+    (chosen,) = advice(planned(*big, *options, "devices=8"))
+    assert "does not fit" in chosen
+    assert not any(option in chosen for option in (*options, "optim=adamw8bit"))

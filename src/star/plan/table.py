@@ -54,12 +54,26 @@ def advice(plan: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"a batch of {batch['per_device']} does not fit"
             + (f"; batch_size={batch['largest']} does" if batch["largest"] else ", nor does a single picture")
-            + ". What saves memory: activation_checkpointing=full, train_tokens=local_window, trainer=fsdp, "
-            "optim=adamw8bit, data=cached; trainer.accumulate_grad_batches keeps the global batch"
+            + f". What saves memory: {', '.join(_savings(plan))}; "
+            "trainer.accumulate_grad_batches keeps the global batch"
         )
     if plan["parameters"]["text_encoder"] is None:
         lines.append("the text encoder isn't counted, because its files aren't here")
     return lines
+
+
+def _savings(plan: Mapping[str, Any]) -> list[str]:
+    """Settings that need less memory, but for those that were chosen; the largest savings first."""
+    sharded = plan["strategy"].startswith("fsdp")  # which goes without 8-bit AdamW
+    moments = plan["memory"]["optimizer"] / plan["parameters"]["trained"]  # bytes; two in fp32 take 8
+    there = {
+        "activation_checkpointing=full": plan["flops"]["recomputation"] > 0,
+        "train_tokens=local_window": plan["tokens"]["trained"] < plan["tokens"]["all"],
+        "trainer=fsdp": plan["devices"] == 1 or sharded,
+        "optim=adamw8bit": sharded or moments < 4,
+        "data=cached": not plan["flops"]["tokenizer"],
+    }
+    return [name for name, chosen in there.items() if not chosen] + ["a smaller model=, or more devices="]
 
 
 def number(value: float) -> str:

@@ -16,6 +16,7 @@ from star.models.conditioning.openclip import OpenCLIPTextEncoder
 from star.models.conditioning.word_transformer import WordTransformer
 from star.models.refiner import Refiner
 from star.models.tokenizer.autoencoder import Decoder, Encoder
+from star.models.tokenizer.patches import PatchEncoder
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -144,6 +145,15 @@ def _encoder(encoder: Encoder) -> Config:
     }
 
 
+def _patch_encoder(encoder: PatchEncoder) -> Config:
+    return {
+        "width": encoder.stem.out_features,
+        "depth": len(encoder.blocks),
+        "code_width": encoder.code_width,
+        "patch_size": encoder.factor,
+    }
+
+
 def _decoder(decoder: Decoder) -> Config:
     sides = [level.blocks[-1].conv2.out_channels for level in decoder.levels][::-1]  # type: ignore[union-attr, index]
     channels = math.gcd(*sides)  # no tensor has this width if all multipliers share a factor, and none needs it
@@ -227,6 +237,7 @@ _ARGUMENTS: dict[type, Callable[[Any], Config]] = {
     AbsolutePosition: _absolute,
     MultiScaleTokenizer: _tokenizer,
     Encoder: _encoder,
+    PatchEncoder: _patch_encoder,
     Decoder: _decoder,
     MultiScaleVQ: _quantizer,
     ResidualConv: _phi,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from star.checkpoints.official_names import Rename, leading_axes, refiner_names, tokenizer_names, transformer_names
 from star.models.refiner import Refiner
+from star.models.tokenizer.autoencoder import Encoder
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.block import Block
@@ -26,9 +27,9 @@ def dump_tokenizer(tokenizer: MultiScaleTokenizer, *, schedule: ScaleSchedule | 
         ValueError: when the release, which reads the same shapes in one way only, would draw other pictures with it.
 
     """
-    quantizer = tokenizer.quantizer
+    quantizer, encoder = tokenizer.quantizer, convolutional(tokenizer)
     fixed = {
-        "groups": (tokenizer.encoder.norm.num_groups, 32),
+        "groups": (encoder.norm.num_groups, 32),
         "groups of the decoder": (tokenizer.decoder.norm.num_groups, 32),
         "composition": (quantizer.composition, "residual"),
         "ratio of phi": (quantizer.phi.ratio, 0.5),
@@ -76,11 +77,23 @@ def names_of_transformer(transformer: STARTransformer) -> Rename:
     return transformer_names(class_conditional=transformer.head.modulation is not None)
 
 
+def convolutional(tokenizer: MultiScaleTokenizer) -> Encoder:
+    """The encoder, if it's one that the releases have.
+
+    Raises:
+        ValueError: for another one.
+
+    """
+    if not isinstance(tokenizer.encoder, Encoder):
+        raise ValueError(f"the released layout has a convolutional encoder, not a {type(tokenizer.encoder).__name__}")
+    return tokenizer.encoder
+
+
 def names_of_tokenizer(tokenizer: MultiScaleTokenizer, phi: str | None = None) -> Rename:
     """From our names to VAR's; `phi` as in `tokenizer_names`, by default what the number of phi's suggests."""
     if phi is None:
         phi = "qresi_ls." if len(tokenizer.quantizer.phi.convs) > 1 else "qresi"
-    encoder = tokenizer.encoder
+    encoder = convolutional(tokenizer)
     return tokenizer_names(num_resolutions=len(encoder.levels), attention=len(encoder.middle) > 2, phi=phi)
 
 

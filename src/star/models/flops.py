@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from star.models.tokenizer.autoencoder import Decoder, Encoder, Level, SpatialAttention
+from star.models.tokenizer.patches import PatchEncoder
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.attention import CrossAttention
@@ -102,8 +103,11 @@ def quantizing_flops(tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule) ->
     return distances + len(schedule) * smoothing
 
 
-def encoder_flops(encoder: Encoder, size: tuple[int, int]) -> int:
+def encoder_flops(encoder: Encoder | PatchEncoder, size: tuple[int, int]) -> int:
     """Operations of the encoder, whose features have `size` (height, width)."""
+    if isinstance(encoder, PatchEncoder):
+        linear = [part for part in encoder.modules() if isinstance(part, nn.Linear)]
+        return sum(2 * size[0] * size[1] * part.in_features * part.out_features for part in linear)
     area = size[0] * size[1] * 4 ** (len(encoder.levels) - 1)
     total = _conv(encoder.stem, area)
     for level in encoder.levels:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from star.models.tokenizer.autoencoder import Encoder
+from star.models.tokenizer.patches import PatchEncoder
 from star.models.transformer import STARTransformer
 from star.nn.attention import CrossAttention
 from star.nn.backends import choose
@@ -132,11 +133,13 @@ def _feed_forward(block: Block, step: Step) -> int:
     return _norm(width, step) + step.tokens * 2 * inner * step.narrow
 
 
-def encoding_bytes(encoder: Encoder, size: tuple[int, int], *, half: bool) -> int:
+def encoding_bytes(encoder: Encoder | PatchEncoder, size: tuple[int, int], *, half: bool) -> int:
     """Bytes that encoding one picture takes at its worst moment, where its features have `size` (height, width).
 
     That is at the finest resolution: five maps in fp32, or three where autocast narrows some of them.
     """
+    if isinstance(encoder, PatchEncoder):
+        return size[0] * size[1] * encoder.stem.out_features * (3 if half else 5) * FLOAT
     fold = encoder.fold.downscale_factor if isinstance(encoder.fold, nn.PixelUnshuffle) else 1
     pixels = size[0] * size[1] * (encoder.factor // fold) ** 2
     return pixels * encoder.stem.out_channels * (3 if half else 5) * FLOAT

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from star.models.tokenizer.patches import PatchBlock
+
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
     if channels % groups:
@@ -152,6 +154,11 @@ class Encoder(nn.Module):
         self.norm = _norm(widths[-1], groups)
         self.out = nn.Conv2d(widths[-1], code_width, 3, padding=1)
 
+    @property
+    def code_width(self) -> int:
+        """`D`."""
+        return self.out.out_channels
+
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D, H / factor, W / factor) of images (B, 3, H, W)."""
         x = self.stem(self.fold(images))
@@ -213,7 +220,9 @@ class Decoder(nn.Module):
 
 
 def fade_in(module: nn.Module) -> None:
-    """Zero the last convolution of every residual block: a network that starts as its shortcuts learns faster."""
+    """Zero the last layer of every residual block: a network that starts as its shortcuts learns faster."""
     for part in module.modules():
         if isinstance(part, ResidualBlock):
             torch.nn.init.zeros_(part.conv2.weight)
+        elif isinstance(part, PatchBlock):
+            torch.nn.init.zeros_(part.linear2.weight)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from star.models.tokenizer.autoencoder import Decoder, Encoder, fade_in
+from star.models.tokenizer.patches import PatchEncoder
 from star.models.tokenizer.quantizer import MultiScaleVQ, Quantized
 from star.schedule import ScaleSchedule
 
@@ -30,14 +31,14 @@ class MultiScaleTokenizer(nn.Module):
     def __init__(
         self,
         *,
-        encoder: Encoder,
+        encoder: Encoder | PatchEncoder,
         decoder: Decoder,
         quantizer: MultiScaleVQ,
         conv_size: int = 3,
         zero_init: bool = False,
     ) -> None:
         super().__init__()
-        widths = {encoder.out.out_channels, decoder.stem.in_channels, quantizer.code_width}
+        widths = {encoder.code_width, decoder.stem.in_channels, quantizer.code_width}
         if len(widths) > 1 or encoder.factor != decoder.factor:
             raise ValueError(
                 f"encoder, decoder and quantiser must share one code width, got {sorted(widths)}, "

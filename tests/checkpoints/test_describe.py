@@ -13,6 +13,7 @@ from star.models.conditioning.openclip import OpenCLIPTextEncoder
 from star.models.conditioning.word_transformer import WordTransformer
 from star.models.refiner import Refiner
 from star.models.tokenizer.autoencoder import Decoder, Encoder
+from star.models.tokenizer.patches import PatchEncoder
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -55,6 +56,7 @@ OBJECTS = [
     tokenizer(),
     tokenizer(multipliers=(1, 1, 3), patch_size=2, attention=False, dropout=0.1, num_res_blocks=2),
     tokenizer(channels=4, multipliers=(2, 4)),
+    PatchEncoder(width=12, depth=3, code_width=8, patch_size=4),
     ClassLabelEncoder(10, 32),
     WordTransformer(width=8, depth=1, num_heads=2, max_tokens=9, vocabulary_size=20, num_hashes=3, words=["red"]),
     OpenCLIPTextEncoder("ViT-B-32", weights=None, layers=3, memoize=True, memo_limit=7, dtype="bf16"),

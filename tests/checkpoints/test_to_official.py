@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from star.checkpoints import io
+from star.checkpoints.official_writers import dump_tokenizer
 from star.checkpoints.parts import with_tokenizer
 from star.checkpoints.pretrained import read_pretrained, write_pretrained
 from star.checkpoints.released import import_released
 from star.checkpoints.to_official import write_official
+from star.models.tokenizer.autoencoder import Decoder
+from star.models.tokenizer.patches import PatchEncoder
+from star.models.tokenizer.quantizer import MultiScaleVQ
+from star.models.tokenizer.residual_conv import ResidualConv
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 
 
 def read(toys: Any, kind: str) -> dict[str, Any]:
@@ -70,3 +76,13 @@ def test_what_cannot_be_written_is_said(toys: Any) -> None:
     with pytest.raises(FileExistsError, match="is there already"):
         write_official(star, toys.folder / "x.pth", kind="star", what="it")
     assert not io.is_ours(toys.folder / "x.pth")
+
+
+def test_an_encoder_that_the_releases_do_not_have_is_named() -> None:
+    tokenizer = MultiScaleTokenizer(
+        encoder=PatchEncoder(width=8, depth=1, code_width=8, patch_size=2),
+        decoder=Decoder(channels=8, multipliers=(1, 2), num_res_blocks=1, code_width=8, groups=4),
+        quantizer=MultiScaleVQ(16, 8, phi=ResidualConv(8)),
+    )
+    with pytest.raises(ValueError, match="convolutional encoder, not a PatchEncoder"):
+        dump_tokenizer(tokenizer)

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from star.models.flops import (
+    encoder_flops,
     BACKWARD,
     decode_flops,
     encode_flops,
@@ -15,6 +16,7 @@ from star.models.flops import (
     transformer_flops,
 )
 from star.models.tokenizer.autoencoder import Decoder, Encoder
+from star.models.tokenizer.patches import PatchEncoder
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -102,3 +104,9 @@ def test_the_tokenizer(schedule: ScaleSchedule, attention: bool, patch_size: int
     assert counted(lambda: tokenizer.encode(images, schedule)) == 2 * encode_flops(tokenizer, schedule)
     f_hat = torch.rand(2, 8, 4, 4)
     assert counted(lambda: tokenizer.decode(f_hat)) == 2 * decode_flops(tokenizer, schedule)
+
+
+def test_an_encoder_of_patches() -> None:
+    encoder = PatchEncoder(width=12, depth=3, code_width=8, patch_size=4).eval()
+    images = torch.rand(2, 3, 12, 20)
+    assert counted(lambda: encoder(images)) == 2 * encoder_flops(encoder, (3, 5))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from star.models.transformer import STARTransformer
+from star.nn.init import follow_codebook
 from star.nn.position import Rotary2D
 
 WIDTH = 64
@@ -58,3 +59,28 @@ def test_resetting_starts_over() -> None:
     six = torch.stack([block.modulation.offsets for block in model.blocks], 1)
     assert spread(six[2:], WIDTH**-0.5 / 2)
     assert spread(model.head.modulation.weight, STD / 2)
+
+
+def test_a_start_from_the_codebook_embeds_visibly_and_gives_alike_codes_alike_logits() -> None:
+    torch.manual_seed(0)
+    codebook = 0.01 * torch.randn(64, 8)
+    codebook[1] = codebook[0] + 1e-5
+    model = build()
+    follow_codebook(model.embed, model.head.logits, codebook)
+    embedded = codebook @ model.embed.weight.detach().T
+    assert embedded.std() == pytest.approx(1, rel=1e-3)
+    logits = model.head(torch.randn(500, 1, WIDTH))[:, 0].detach()
+    apart = (logits[:, :1] - logits).square().mean(0)
+    assert apart[1] < 1e-3 * apart[2:].min()
+
+
+def test_of_a_start_from_the_codebook_the_code_of_an_entry_is_the_likeliest_there() -> None:
+    torch.manual_seed(0)
+    codebook = torch.randn(64, 8)
+    model = build()
+    follow_codebook(model.embed, model.head.logits, codebook)
+    entries = (codebook - codebook.mean(0)) / codebook.std(0)
+    directions = torch.linalg.lstsq(entries, model.head.logits.weight.detach()).solution
+    hidden = entries @ directions / directions[0].square().sum()
+    logits = torch.nn.functional.linear(hidden, model.head.logits.weight, model.head.logits.bias)
+    assert torch.equal(logits.argmax(1), torch.arange(64))

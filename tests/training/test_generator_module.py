@@ -126,3 +126,11 @@ def test_parts_that_do_not_fit_are_named(
             schedule=schedule,
             optimizer=AdamW(1e-3),
         )
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_training_from_scratch_begins_with_the_codebook_if_asked_to(module: GeneratorModule, wanted: bool) -> None:
+    module.codebook_start = wanted
+    before = module.transformer.head.logits.weight.clone()
+    module.begin()
+    assert torch.equal(before, module.transformer.head.logits.weight) is not wanted

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from star.nn.block import Block
 
@@ -25,6 +26,29 @@ def shrink_residuals(blocks: Iterable[Block], *, depth: int) -> None:
     for block in blocks:
         block.attention.out.weight.data.div_(math.sqrt(2 * depth))
         block.feed_forward.out.weight.data.div_(math.sqrt(2 * depth))
+
+
+@torch.no_grad()
+def follow_codebook(embed: nn.Linear, logits: nn.Linear, codebook: Tensor, *, sharpness: float = 0.5) -> None:
+    """Start a generator from what the codes mean, so that it needn't learn anew for each what alike ones share.
+
+    Codes are embedded with unit deviation, whatever the tokenizer's scale: beside level embeddings, small ones are
+    overlooked at first. Logits fall with the squared distance between a code's entry and a projection of the hidden
+    state, so that alike codes begin, and for a while move, together.
+
+    Args:
+        embed: D to C channels, the generator's input.
+        logits: C channels to V logits, its output; it begins with normalised hidden states.
+        codebook: (V, D), the trained tokenizer's.
+        sharpness: how fast logits fall.
+
+    """
+    codebook = codebook.float()
+    embed.weight.div_((codebook @ embed.weight.float().T).std().clamp(min=1e-6))
+    entries = (codebook - codebook.mean(0)) / codebook.std(0).clamp(min=1e-6)
+    directions = nn.init.orthogonal_(torch.empty(entries.shape[1], logits.in_features))
+    logits.weight.copy_(sharpness * entries @ directions)
+    logits.bias.copy_(-sharpness * entries.square().sum(1) / 2)
 
 
 def calm_modulations(blocks: Iterable[Block], head: nn.Linear) -> None:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from star.checkpoints.parts import check_widths
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
+from star.nn.init import follow_codebook
 from star.objectives.teacher_forcing import TeacherForcing
 from star.sampling.decoder import NO_REFINER, ScaleWiseDecoder, needs_refiner
 from star.schedule import ScaleSchedule
@@ -42,6 +43,8 @@ class GeneratorModule(LightningModule):
         schedule: the scales.
         optimizer: builds the optimiser.
         caption_dropout: share of the captions that are emptied for classifier-free guidance.
+        codebook_start: a training from scratch begins with `star.nn.init.follow_codebook`, which helps short ones; off,
+            as published.
         decoder: from (transformer, tokenizer, schedule) to what draws pictures during training; None draws none.
 
     Raises:
@@ -60,6 +63,7 @@ class GeneratorModule(LightningModule):
         schedule: ScaleSchedule,
         optimizer: OptimizerSpec,
         caption_dropout: float = 0.1,
+        codebook_start: bool = False,
         decoder: Callable[..., ScaleWiseDecoder] | None = None,
     ) -> None:
         super().__init__()
@@ -77,8 +81,15 @@ class GeneratorModule(LightningModule):
         self.schedule = schedule
         self.optimizer = optimizer
         self.caption_dropout = caption_dropout
+        self.codebook_start = codebook_start
         self.decoder = decoder
         self.step_log = StepLog()
+
+    def begin(self) -> None:
+        """Start from scratch, now that the tokenizer has its weights."""
+        if self.codebook_start:
+            codebook = self.tokenizer.quantizer.codebook.weight
+            follow_codebook(self.transformer.embed, self.transformer.head.logits, codebook)
 
     def configure_model(self) -> None:
         """Spread the transformer over the processes, if the strategy does so."""

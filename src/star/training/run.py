@@ -23,6 +23,7 @@ from star.checkpoints.stages import Carried, carry_over, check_resumable, schedu
 from star.training.blocks import BlockExecution
 from star.training.checks import check_trainer
 from star.training.from_generator import check_generator, load_generator
+from star.training.generator_module import GeneratorModule
 from star.training.sampler_module import SamplerModule
 from star.utils.files import tidy
 from star.utils.instantiate import build_all, instantiate
@@ -125,9 +126,11 @@ class Run:
         return io.part(io.weights(io.read(given)), "tokenizer.")
 
     def initialise(self, module: LightningModule) -> None:
-        """Start from the weights of another run, if `init_from` says so."""
+        """Start from the weights of another run, if `init_from` says so, else from scratch."""
         given = self.config["init_from"]
         if given is None:
+            if isinstance(module, GeneratorModule):
+                module.begin()
             return
         checkpoint = io.read(given, mmap=True)
         weights, own = fitted(module, io.weights(checkpoint), what=f"init_from={given}")

@@ -11,6 +11,7 @@ from star.checkpoints.identity import identify, tokenizer_identity
 from star.models.conditioning.huggingface import HuggingFaceTextEncoder
 from star.models.conditioning.openclip import OpenCLIPTextEncoder
 from star.models.conditioning.word_transformer import WordTransformer
+from star.models.tokenizer.patches import PatchEncoder
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.schedule import ScaleSchedule
 
@@ -32,6 +33,15 @@ def test_a_tokenizer_is_named_by_what_decides_codes(tokenizer: MultiScaleTokeniz
             assert tokenizer_identity(tokenizer) != name
             weight.copy_(before)
     assert tokenizer_identity(tokenizer) == name
+
+
+def test_another_encoder_makes_another_name(tokenizer: MultiScaleTokenizer) -> None:
+    names = {tokenizer_identity(tokenizer)}
+    width, factor = tokenizer.quantizer.code_width, tokenizer.factor
+    for depth in (1, 2):
+        tokenizer.encoder = PatchEncoder(width=8, depth=depth, code_width=width, patch_size=factor)
+        names.add(tokenizer_identity(tokenizer))
+    assert len(names) == 3
 
 
 def test_text_encoders_are_named_by_what_they_call_themselves() -> None:

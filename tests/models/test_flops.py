@@ -8,10 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from star.models.flops import (
-    encoder_flops,
     BACKWARD,
     decode_flops,
     encode_flops,
+    encoder_flops,
     sampling_flops,
     transformer_flops,
 )

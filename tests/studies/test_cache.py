@@ -13,7 +13,8 @@ TOY = [
     "model.depth=1",
     "model.width=32",
     "model.num_heads=2",
-    "tokenizer.encoder.channels=16",
+    "tokenizer.encoder.width=16",
+    "tokenizer.decoder.channels=16",
     "batch_size=4",
 ]
 

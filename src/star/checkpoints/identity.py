@@ -38,7 +38,7 @@ def tokenizer_identity(tokenizer: MultiScaleTokenizer) -> str:
     """Names what decides a picture's codes: weights and settings of all but the decoder, which may still be trained."""
     state = {name: _whole(value) for name, value in tokenizer.state_dict().items() if not name.startswith(_DECODING)}
     settings = [describe(part) for part in (tokenizer.encoder, tokenizer.quantizer)]
-    settings[0].pop("dropout")  # of no effect on a frozen tokenizer
+    settings[0].pop("dropout", None)  # of no effect on a frozen tokenizer
     return digest(fingerprint(state) + json.dumps(settings, sort_keys=True))
 
 

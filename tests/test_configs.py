@@ -88,6 +88,15 @@ def test_every_size_is_built_without_memory(group: str) -> None:
             assert instantiate(resolved([f"{group}={option}"])[group]).state_dict()
 
 
+def test_the_tokenizer_of_patches_looks_at_no_other_patch() -> None:
+    tokenizer = instantiate(resolved(["tokenizer=patches"])["tokenizer"])
+    images = torch.rand(1, 3, 24, 24)
+    other = images.clone()
+    other[..., 8:16, 8:16] = 0
+    changed = (tokenizer.features(images) - tokenizer.features(other)).abs().sum(1)[0] > 1e-6
+    assert changed.nonzero().tolist() == [[1, 1]]
+
+
 @pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
 @pytest.mark.parametrize("option", options("sampling"))
 def test_every_preset_is_built(name: str, option: str) -> None:

@@ -114,9 +114,5 @@ def _generate(
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _right(logits: Tensor, target: Tensor) -> Tensor:
-    return (logits.argmax(-1) == target).float().flatten()
-
-
 def _mean(values: Tensor) -> Tensor:
     return values.mean() if len(values) else values.new_tensor(float("nan"))

@@ -267,6 +267,7 @@ def test_latents_fit_other_schedules(write: Callable[..., Any], cached: Callable
     module = SimpleNamespace(tokenizer="T1", text_encoder="E1", schedule="1 1 2")
     data.trainer = SimpleNamespace(lightning_module=module, limit_val_batches=1)  # type: ignore[assignment]
     data.setup("fit")
+    assert next(iter(data.train_dataloader())).features is not None
 
 
 @pytest.mark.parametrize(

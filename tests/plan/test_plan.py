@@ -117,6 +117,12 @@ def test_what_saves_memory_saves_it(change: str, less: str) -> None:
     assert after["memory"][less] < 0.95 * before["memory"][less]
 
 
+def test_the_precision_is_the_planned_devices_own() -> None:
+    assert planned(*NANO, "gpu=a100")["precision"] == "bf16-mixed"
+    assert planned(*NANO, "gpu=v100")["precision"] == "16-mixed"
+    assert planned(*NANO, "gpu=v100", "trainer.precision=32-true")["precision"] == "32-true"
+
+
 def test_a_cache_saves_the_frozen_networks() -> None:
     before, after = planned("stage=256"), planned("stage=256", "data=cached")
     assert (after["flops"]["tokenizer"], after["flops"]["text_encoder"]) == (0, 0)

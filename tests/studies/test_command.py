@@ -47,3 +47,10 @@ def test_help_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "help text"
     with pytest.raises(SystemExit):
         command.run("help text", study, [])
+
+
+def test_a_precision_may_be_left_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command.dtype("bfloat16") == torch.bfloat16
+    for found, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: {"avx512_bf16": found})
+        assert command.dtype("auto") == expected

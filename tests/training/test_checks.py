@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from star.training.checks import SHARDED, check_trainer
+from star.training.checks import SHARDED, check_trainer, choose_precision, device_kind
+from star.utils import devices
 
 
 def config(task: str = "generator", data: dict[str, Any] | None = None, **trainer: Any) -> dict[str, Any]:
@@ -19,8 +20,48 @@ def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="take bf16-mixed"):
             check_trainer(config(accelerator=accelerator, precision="16-mixed"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     check_trainer(config(accelerator="auto", precision="16-mixed"))
     check_trainer(config(precision="bf16-mixed"))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cpu", "gpu", "chosen"),
+    [
+        ("cpu", {"avx512_bf16": True}, None, "bf16-mixed"),
+        ("cpu", {"amx_bf16": True}, None, "bf16-mixed"),
+        ("cpu", {"avx2": True, "avx512_bf16": False}, None, "32-true"),
+        ("auto", {"avx2": True}, None, "32-true"),
+        ("auto", {"avx2": True}, True, "bf16-mixed"),
+        ("gpu", {"avx2": True}, False, "16-mixed"),
+        ("cpu", {"avx2": True}, True, "32-true"),
+    ],
+)
+def test_the_precision_is_what_the_device_is_fast_in(
+    accelerator: str,
+    cpu: dict[str, bool],
+    gpu: bool | None,  # has bf16; None: there is none
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    asked = config(accelerator=accelerator, precision="auto")
+    with caplog.at_level("INFO"):
+        choose_precision(asked)
+    assert asked["trainer"]["precision"] == chosen
+    assert chosen in caplog.text
+    assert devices.fast_precision(device_kind(accelerator))[0] == chosen
+
+
+def test_a_given_precision_stays() -> None:
+    asked = config(precision="16-mixed")
+    choose_precision(asked)
+    assert asked["trainer"]["precision"] == "16-mixed"
 
 
 def test_a_spread_model_validates_in_step_and_is_a_transformer() -> None:

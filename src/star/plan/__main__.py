@@ -15,7 +15,7 @@ from star.plan.models import build
 from star.plan.request import HELP, Request, composed, parse
 from star.plan.table import show
 from star.utils.command import run_command
-from star.utils.devices import DEVICES, Device, this_device
+from star.utils.devices import DEVICES, Device, fast_precision, this_device
 
 
 def plan(request: Request) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def plan(request: Request) -> dict[str, Any]:
     """
     config = composed(request)
     device = device_of(request.gpu)
+    if config["trainer"]["precision"] == "auto":
+        config["trainer"]["precision"] = device.precision if request.gpu != "cpu" else fast_precision("cpu")[0]
     spread = spread_of(config, request.number("devices") or 1)
     found = estimate(build(config), config, spread, device, mfu=float(request.mfu), images=request.number("images"))
     asked = {"stage": config["stage"], "gpu": device.name, "devices": spread.devices, "strategy": str(spread)}

@@ -32,7 +32,7 @@ Settings, and what they are unless given:
   kinds=codes,latents  of {", ".join(KINDS)}
   images=16            pictures that are drawn and cached; 128 for demo
   repeats=5            timed steps of each; they take turns
-  precision=bfloat16   or float32, float16: of autocast, in training
+  precision=auto       what the device is fast in; or bfloat16, float32, float16: of autocast, in training
   device=cpu
   out=FILE.json        keep the numbers
 """
@@ -46,7 +46,7 @@ OWN: dict[str, Callable[[str], Any]] = {
     "out": Path,
 }
 DEFAULTS: dict[str, Any] = {"recipe": "published", "kinds": list(KINDS), "images": None, "repeats": 5}
-DEFAULTS |= {"precision": "bfloat16", "device": "cpu", "out": None}
+DEFAULTS |= {"precision": "auto", "device": "cpu", "out": None}
 RECIPES = {
     "published": ("stage=256", "model=nano", "text_encoder=word_transformer", "data=shapes", "batch_size=4"),
     "demo": ("experiment=demo",),
@@ -119,13 +119,13 @@ class Step:
 
     Args:
         config: resolved, of train.py.
-        precision: of autocast; fp32 for none.
+        precision: of autocast: `auto`, `bfloat16`, `float16`; `float32` for none.
         device: where.
 
     """
 
     def __init__(self, config: dict[str, Any], precision: str, device: str) -> None:
-        self.dtype, self.device = command.dtype(precision), torch.device(device)
+        self.dtype, self.device = command.dtype(precision, device), torch.device(device)
         self.module: GeneratorModule = instantiate(config["module"])
         weights = io.part(io.weights(io.read(config["paths"]["tokenizer"])), "tokenizer.")
         io.load(self.module.tokenizer, weights, what="tokenizer")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from star.utils.cli import readable_errors
+from star.utils.devices import fast_precision
 from star.utils.files import write_atomically
 
 log = logging.getLogger("studies")
@@ -62,8 +63,11 @@ def words(text: str) -> list[str]:
     return text.strip("[]").split(",")
 
 
-def dtype(text: str) -> torch.dtype:
-    """`float32`, `bfloat16` or `float16`."""
+def dtype(text: str, device: str = "cpu") -> torch.dtype:
+    """`float32`, `bfloat16` or `float16`; `auto` is what a training on the device would take."""
+    if text == "auto":
+        taken = fast_precision(torch.device(device).type)[0]
+        text = {"bf16-mixed": "bfloat16", "16-mixed": "float16", "32-true": "float32"}[taken]
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[text]
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from star.utils.devices import fast_precision
+
+log = logging.getLogger(__name__)
 
 SHARDED = "star.training.distributed.ShardedStrategy"
 
@@ -18,9 +23,7 @@ def check_trainer(config: Mapping[str, Any]) -> None:
 
     """
     trainer = config["trainer"]
-    accelerator = trainer["accelerator"]
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    if on_cpu and str(trainer["precision"]) == "16-mixed":
+    if device_kind(trainer["accelerator"]) == "cpu" and str(trainer["precision"]) == "16-mixed":
         raise ValueError("trainer.precision=16-mixed needs a GPU: on a CPU take bf16-mixed or 32-true")
     strategy = trainer["strategy"]
     if not isinstance(strategy, Mapping) or strategy.get("_target_") != SHARDED:
@@ -33,3 +36,21 @@ def check_trainer(config: Mapping[str, Any]) -> None:
             "with trainer=fsdp all processes have to validate equally many batches: set data.validation_size to a "
             "number of samples, or trainer.limit_val_batches=0"
         )
+
+
+def choose_precision(config: dict[str, Any]) -> None:
+    """Replace `trainer.precision=auto` by what the device is fast in, and say so."""
+    trainer = config["trainer"]
+    if trainer["precision"] == "auto":
+        trainer["precision"], why = fast_precision(device_kind(trainer["accelerator"]))
+        log.info("trainer.precision=auto: %s, as %s", trainer["precision"], why)
+
+
+def device_kind(accelerator: str) -> str:
+    """The kind of device that one of Lightning's accelerators means here: `cpu`, `cuda`, ..."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator == "auto":
+        return "cpu" if found is None else found.type
+    if accelerator == "gpu":
+        return "cuda" if found is None else found.type
+    return accelerator

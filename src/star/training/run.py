@@ -21,7 +21,7 @@ from star.checkpoints.fingerprint import fingerprint
 from star.checkpoints.pretrained import PARTS
 from star.checkpoints.stages import Carried, carry_over, check_resumable, schedule_of, table
 from star.training.blocks import BlockExecution
-from star.training.checks import check_trainer
+from star.training.checks import check_trainer, choose_precision
 from star.training.from_generator import check_generator, load_generator
 from star.training.generator_module import GeneratorModule
 from star.training.sampler_module import SamplerModule
@@ -58,6 +58,7 @@ class Run:
         """Train; returns `optimized_metric`'s last value, or None if it was never measured."""
         config = self.config
         quieten()
+        choose_precision(config)
         check_trainer(config)
         lightning.seed_everything(config["seed"], workers=True, verbose=False)
         resume_from = self.resume_from()

@@ -58,10 +58,15 @@ def test_the_precision_is_what_the_device_is_fast_in(
     assert devices.fast_precision(device_kind(accelerator))[0] == chosen
 
 
-def test_a_given_precision_stays() -> None:
-    asked = config(precision="16-mixed")
-    choose_precision(asked)
-    assert asked["trainer"]["precision"] == "16-mixed"
+def test_a_given_precision_stays_with_a_warning_where_it_is_slow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda fast=fast: {"avx512_bf16": fast})
+        asked = config(precision="bf16-mixed")
+        choose_precision(asked)
+        assert asked["trainer"]["precision"] == "bf16-mixed"
+        assert ("will be slow" in caplog.text) == (not fast)
 
 
 def test_a_spread_model_validates_in_step_and_is_a_transformer() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,8 @@ from star.evaluation.pictures import Picture, match
 from star.evaluation.prompts import PromptFile, PromptSet, PromptSource
 from star.evaluation.ranks import Ranks
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
-from star.pipeline import PRECISIONS, STARPipeline
+from star.pipeline import STARPipeline
+from star.sampling.precision import autocast
 from star.schedule import ScaleSchedule
 from star.utils.instantiate import instantiate_trusted
 
@@ -172,11 +174,9 @@ class Context:
         """The generator, on its device."""
         return self._opened[0]
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """What `precision=` means for a forward pass."""
-        precision = self.config["precision"]
-        kind = PRECISIONS[precision] if precision != "fp32" else torch.bfloat16
-        return torch.autocast(torch.device(self.device).type, dtype=kind, enabled=precision != "fp32")
+        return autocast(self.config["precision"], torch.device(self.device))
 
     @cached_property
     def tokenizer(self) -> tuple[MultiScaleTokenizer, ScaleSchedule]:

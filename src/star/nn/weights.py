@@ -68,7 +68,7 @@ def hold(module: nn.Module, kind: str, dtype: torch.dtype) -> None:
         kind: `as_is`; `cast`: in `dtype` once and for all, in place of a cast at every use (the same numbers);
             `packed`: besides, in the order in which oneDNN reads them (a CPU; in 16 bits the same numbers, in fp32 up
             to rounding, and the same ones in every batch); `int8`: whole numbers and a factor per row, by torchao;
-            `auto`: packed on a CPU that has oneDNN, else cast.
+            `auto`: packed where oneDNN can, else cast.
         dtype: what the products are computed in.
 
     Raises:
@@ -93,14 +93,17 @@ def hold(module: nn.Module, kind: str, dtype: torch.dtype) -> None:
 
 def _can_pack(weight: Tensor) -> bool:
     offered = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
-    return offered and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    if not offered or weight.device.type != "cpu":
+        return False
+    wide = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # older CPUs aren't
+    return wide or weight.dtype == torch.float32
 
 
 def _packed(weight: Tensor) -> HeldWeight:
     """A weight in oneDNN's own order."""
     if not _can_pack(weight):
         raise ValueError(
-            "packed weights are oneDNN's, in fp32 or bf16 on a CPU; "
+            "packed weights are oneDNN's, in fp32 on a CPU, or in bf16 on one that has AVX-512; "
             f"these are {weight.dtype} on {weight.device}: set speed.weights to cast"
         )
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from star.utils.devices import cpu_has_bf16
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,4 +34,14 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """Where it is on, products are computed in `precision`."""
     if precision == "fp32":
         return nullcontext()
+    if device.type == "cpu" and not cpu_has_bf16():
+        warn_of_slow(precision)
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+@cache
+def warn_of_slow(precision: str) -> None:
+    """Say, once, that this CPU computes in 16 bits without instructions for it."""
+    log.warning(
+        "this CPU has no instructions for 16-bit products: precision=%s is far slower here than fp32", precision
+    )

@@ -39,11 +39,14 @@ def check_trainer(config: Mapping[str, Any]) -> None:
 
 
 def choose_precision(config: dict[str, Any]) -> None:
-    """Replace `trainer.precision=auto` by what the device is fast in, and say so."""
+    """Replace `trainer.precision=auto` by what the device is fast in, and say so; warn of what it is slow in."""
     trainer = config["trainer"]
+    fast, why = fast_precision(device_kind(trainer["accelerator"]))
     if trainer["precision"] == "auto":
-        trainer["precision"], why = fast_precision(device_kind(trainer["accelerator"]))
-        log.info("trainer.precision=auto: %s, as %s", trainer["precision"], why)
+        trainer["precision"] = fast
+        log.info("trainer.precision=auto: %s, as %s", fast, why)
+    elif fast == "32-true" and "16" in str(trainer["precision"]):
+        log.warning("trainer.precision=%s will be slow: %s; auto takes %s", trainer["precision"], why, fast)
 
 
 def device_kind(accelerator: str) -> str:

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from star.sampling.precision import autocast, check_precision, precision_of, warn_of_slow
+
+
+def test_16_bits_on_a_cpu_without_instructions_for_them_are_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fast, warnings in ((True, 0), (False, 1)):
+        warn_of_slow.cache_clear()
+        caplog.clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda fast=fast: {"avx512_bf16": fast})
+        for precision in ("fp32", "bf16", "bf16"):
+            autocast(precision, torch.device("cpu"))
+        assert caplog.text.count("precision=bf16 is far slower") == warnings
+
+
+def test_products_are_computed_in_the_precision() -> None:
+    x = torch.ones(2, 2)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(precision, torch.device("cpu")):
+            assert (x @ x).dtype == dtype
+    with pytest.raises(ValueError, match="got 'int8'"):
+        check_precision("int8")
+
+
+def test_stored_weights_say_theirs() -> None:
+    assert precision_of({"a": torch.zeros(1), "b": torch.zeros(1, dtype=torch.bfloat16)}) == "bf16"
+    assert precision_of({"a": torch.zeros(1)}) == "fp32"

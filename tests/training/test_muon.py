@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from star.training import muon
 from star.training.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
-def test_on_matrices_it_is_torch_s_muon(shape: tuple[int, int]) -> None:
+def test_on_matrices_it_is_torch_s_muon(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "cpu_has_bf16", lambda: True)  # torch's is always in bf16
     start = torch.randn(shape)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = (
@@ -38,6 +40,15 @@ def test_singular_values_move_close_to_one(shape: tuple[int, int]) -> None:
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape)).float())
     assert values.min() > 0.5
     assert values.max() < 1.5
+
+
+def test_a_cpu_without_bf16_computes_the_same_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, found = torch.randn(12, 30), {}
+    for bf16 in (True, False):
+        monkeypatch.setattr(muon, "cpu_has_bf16", lambda bf16=bf16: bf16)
+        found[bf16] = orthogonal(matrix)
+    assert (found[True].dtype, found[False].dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(found[True].float(), found[False], atol=0.05, rtol=0)
 
 
 def test_parameters_without_gradient_stay_and_vectors_are_refused() -> None:

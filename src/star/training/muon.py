@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from star.utils.devices import cpu_has_bf16
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -72,9 +74,9 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """A matrix (N, M) with its singular values moved close to 1, in bfloat16 (Newton-Schulz)."""
+    """A matrix (N, M) with its singular values moved close to 1, in bfloat16 where that is fast (Newton-Schulz)."""
     a, b, c = _COEFFICIENTS
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if matrix.device.type != "cpu" or cpu_has_bf16() else matrix.float()
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T

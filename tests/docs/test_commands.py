@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from star.utils.cli import compose, quote_arguments
@@ -57,3 +58,37 @@ def test_commands_are_found() -> None:
 def test_commands_compose(page: Path) -> None:
     for script, words in commands(page.read_text()):
         assert compose(script, first_job(words)), words
+
+
+def options(group: str) -> set[str]:
+    return {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+def named(words: str) -> set[str]:
+    return set(re.findall(r"[\w.]+", words))
+
+
+def test_the_readme_names_every_group_and_option() -> None:
+    told: dict[str, set[str]] = {}
+    for groups, words in re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        for group in re.findall(r"`(\w+)`", groups):
+            told[group] = named(words)
+    folders = {path.parent.name for path in (ROOT / "conf").glob("*/*.yaml")}
+    assert told.keys() == folders
+    for group in folders:
+        assert options(group) - {"none"} <= told[group], group
+
+
+@pytest.mark.parametrize("script", ["sample", "evaluate", "app"])
+def test_help_names_every_option_that_is_drawn_with(script: str) -> None:
+    text = (ROOT / "conf" / f"{script}.yaml").read_text()
+    groups = ("sampling", "speed", "pretrained", *(["metric"] if script == "evaluate" else []))
+    for group in groups:
+        assert options(group) - {"none"} <= named(text), group
+
+
+def test_help_of_train_explains_every_group() -> None:
+    defaults = yaml.safe_load((ROOT / "conf" / "train.yaml").read_text())
+    groups = {key.removeprefix("optional ") for entry in defaults["defaults"] if entry != "_self_" for key in entry}
+    told = set(re.findall(r"^  (\w+)  +\w", defaults["hydra"]["help"]["template"], re.MULTILINE))
+    assert groups - {"local"} <= told

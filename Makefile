@@ -21,7 +21,7 @@ demo: setup
 emoji: setup
 	$(RUN) -m star.demo recipe=emoji $(if $(FRESH),fresh=true)
 
-# the paper in miniature, on the demo's tokenizer: outputs/studies and docs/studies.md; ONLY=position,topk chooses
+# the paper in miniature, on the demo's tokenizer: outputs/studies and docs/studies.md; ONLY=positions,topk chooses
 studies: demo
 	$(RUN) -m star.studies $(if $(ONLY),only=$(ONLY))
 

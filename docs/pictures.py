@@ -29,7 +29,11 @@ PUBLISHED = ScaleSchedule.square(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw them all."""
-    given = dict(argument.partition("=")[::2] for argument in (sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(f"{__doc__}\n")
+        return
+    given = dict(argument.partition("=")[::2] for argument in arguments)
     if unknown := sorted(given.keys() - {"tokenizer", "out"}):
         raise ValueError(f"unknown argument {unknown[0]!r}: expected tokenizer= or out=")
     out = Path(given.get("out", "docs/images"))

@@ -6,6 +6,7 @@ Options are written as `name=value`; see the README beside this file.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -244,9 +245,20 @@ def make_shards(options: Options) -> dict[str, Any]:
     return summary
 
 
+def explanation() -> str:
+    """What --help says: each option with its meaning and default."""
+    lines = (inspect.getdoc(Options) or "").partition("Attributes:")[2].strip().splitlines()
+    options = (line.strip().partition(": ") for line in lines)
+    told = "".join(f"  {name}={getattr(Options, name)}  {meaning}\n" for name, _, meaning in options)
+    return f"{(__doc__ or '').splitlines()[0]}\n\nOptions, and what they are unless given:\n{told}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Read the options, run, report; 1 when something is missing or wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(explanation())
+        return 0
     try:
         options = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_cli(list(arguments)))
         summary = make_shards(OmegaConf.to_object(options))  # type: ignore[arg-type]

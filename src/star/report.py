@@ -1,4 +1,4 @@
-"""Cards side by side: `python -m star.report RUN RUN ... [out=FOLDER]`."""
+"""Cards side by side: `python -m star.report EVALUATION EVALUATION ... [out=FOLDER]`."""
 
 from __future__ import annotations
 
@@ -170,8 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m star.report", description="Puts the cards of several evaluations side by side."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that evaluate.py wrote, or card.json files")
-    parser.add_argument("--out", help="folder for report.md and plots; also as out=FOLDER")
+    parser.add_argument(
+        "runs", nargs="+", metavar="EVALUATION", help="folders that evaluate.py wrote, or card.json files"
+    )
+    parser.add_argument("--out", help="folder for report.md and plots; also as out=FOLDER; default outputs/report")
     parsed = parser.parse_args(arguments)
     given = [word for word in parsed.runs if word.startswith("out=")]
     out = Path(parsed.out or (given[-1].removeprefix("out=") if given else "outputs/report"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -136,6 +137,13 @@ def test_what_is_missing_is_named(
 ) -> None:
     assert recipe.main([f"{name}={value}" for name, value in (inputs | changes).items()]) == 1
     assert message in caplog.text
+
+
+def test_help_names_every_option(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name, default in vars(recipe.Options()).items():
+        assert re.search(rf"^  {name}={re.escape(str(default))}  \w", said, re.MULTILINE), name
 
 
 def test_without_apt_the_alternative_is_named(

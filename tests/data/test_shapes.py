@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +181,11 @@ def test_users_mistakes_are_named(words: list[str], message: str) -> None:
 def test_the_command_explains_itself_and_its_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "samples_per_shard" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for entry in fields(ShapesSettings):
+        told = next(line for line in said.splitlines() if line.startswith(f"  {entry.name}"))
+        if entry.name not in ("num_images", "weights"):  # no default; each tag's own
+            assert re.search(rf"(?:default {entry.default}\b|{entry.default} \(default\))", told), told
     with pytest.raises(SystemExit):
         main(["out=x", "sed=1"])
     assert "unknown argument 'sed=1'" in capsys.readouterr().err

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "templates" not in path.parts)
 BLOCK = re.compile(r"<!-- run -->\s*```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
+DATA = sorted((ROOT / "data").rglob("*.md"))
+WITH_LINKS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DATA, *PAGES]
 GENERATED = "reference/"
 WRITTEN_ELSEWHERE = re.compile(r"^(https?:|mailto:)")
 
@@ -45,7 +47,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_LINKS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_internal_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
         target, _, anchor = link.partition("#")

@@ -23,6 +23,12 @@ def test_the_pictures_of_the_concepts_are_made_by_the_code(
     assert shown == {path.name for path in tmp_path.glob("*.png")}
 
 
+def test_help_says_what_can_be_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "--help"])
+    runpy.run_path(str(ROOT / "docs" / "pictures.py"), run_name="__main__")
+    assert "out=docs/images" in capsys.readouterr().out
+
+
 def test_unknown_words_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pictures.py", "size=3"])
     with pytest.raises(ValueError, match="unknown argument 'size'"):

@@ -159,15 +159,22 @@ def test_missing_things_are_listed_before_anything_is_drawn(
 
 
 def test_one_of_several_may_lack_files(
-    tmp_path: Path, settings: Settings, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    settings: Settings,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("STAR_ASSETS", raising=False)
     arguments = ("metric=[likelihood,latency,clip_score]", f"ckpt={tiny_checkpoint}", "metric.items.latency.runs=1")
     prompts = tmp_path / "captions.txt"
     prompts.write_text("a cat\n")
-    evaluate(settings(*arguments, f"prompts={prompts}"))
+    with caplog.at_level("INFO"):
+        evaluate(settings(*arguments, f"prompts={prompts}"))
     found = card(tmp_path / "out")
+    assert f"likelihood: {found['cards']['likelihood']['label']} {found['values']['likelihood']:.6g}" in caplog.text
+    assert "clip_score: not computed" in caplog.text
     assert found["values"]["clip_score"] is None
     assert found["cards"]["clip_score"]["status"] == "missing"
     assert found["values"]["likelihood"] == found["cards"]["likelihood"]["value"]

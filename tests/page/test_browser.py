@@ -21,7 +21,7 @@ from star.page.serve import start
 from star.page.studio import Studio
 from star.utils.png import read_fields
 
-pytest.importorskip("gradio", reason="the page needs gradio (pip install 'star-t2i[app]')")
+pytest.importorskip("gradio", reason="the page needs gradio (pip install -e '.[app]')")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

@@ -19,7 +19,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def optuna() -> Any:
-    return pytest.importorskip("optuna", reason="searching needs optuna (pip install 'star-t2i[search]')")
+    return pytest.importorskip("optuna", reason="searching needs optuna (pip install -e '.[search]')")
 
 
 class Training:

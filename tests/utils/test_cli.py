@@ -36,6 +36,16 @@ def test_free_text_arrives_as_it_was_typed(text: str) -> None:
     assert parsed(f"+prompt={text}") == text
 
 
+@pytest.mark.parametrize("text", ["/shards/{00000..00999}.tar", "/{a,b}/*.tar", "pipe:curl -s https://host/a.tar?b=c"])
+def test_addresses_of_shards_arrive_as_they_were_typed(text: str) -> None:
+    assert parsed(f"data.sources.laion.urls={text}") == text
+    assert parsed(f"+data.validation_sources.folder.urls={text}") == text
+
+
+def test_a_list_of_addresses_stays_a_list() -> None:
+    assert parsed("data.sources.laion.urls=[a.tar,'{0..1}.tar']") == ["a.tar", "{0..1}.tar"]
+
+
 def test_digits_of_numeric_groups_are_quoted() -> None:
     assert quote_arguments(["stage=512", "stage=256,512", "stage=custom", "batch_size=512"]) == [
         "stage='512'",

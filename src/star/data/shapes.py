@@ -6,7 +6,6 @@ Run `python -m star.data.shapes --help` for the command.
 from __future__ import annotations
 
 import argparse
-import inspect
 import io
 import json
 import logging
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from star.data.shapes_captions import TAGS, WEIGHTS, Facts, check_weights, draw_colors, draw_facts
+from star.data.shapes_help import HELP
 from star.figures import Scene, arrange, draw, held_out_by
 
 logger = logging.getLogger(__name__)
@@ -273,16 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command `python -m star.data.shapes out=FOLDER num_images=N ...`."""
     parser = argparse.ArgumentParser(
         prog="python -m star.data.shapes",
-        description=f"{inspect.getdoc(write_shards)}\n\nSettings\n{inspect.getdoc(ShapesSettings)}",
+        description=HELP,
+        usage="python -m star.data.shapes out=FOLDER num_images=N [key=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "arguments",
-        nargs="*",
-        metavar="key=value",
-        help="out=FOLDER num_images=N, and any of size, split, seed, samples_per_shard, captions_per_image, exact, "
-        "weights.TAG, workers, overwrite, progress",
-    )
+    parser.add_argument("arguments", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
     try:
         out, settings, others = parse_arguments(parser.parse_args(arguments).arguments)
         logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -169,7 +169,7 @@ def _parquet(table: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
     try:
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("reading Parquet needs pyarrow: pip install 'star-t2i[parquet]'") from error
+        raise ModuleNotFoundError("reading Parquet needs pyarrow: pip install -e '.[parquet]'") from error
     opened = ParquetFile(table)
     batches = opened.iter_batches(batch_size=256)
     return list(opened.schema_arrow.names), (record for batch in batches for record in batch.to_pylist())

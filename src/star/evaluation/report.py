@@ -41,6 +41,14 @@ def as_text(card: Card) -> str:
     return "".join(f"{name:32} {value}\n" for name, value in rows(card))
 
 
+def headline(card: Card) -> str:
+    """The number with its interval, or that there is none, on one line."""
+    if card["status"] == "missing":
+        return "not computed"
+    _, (label, value), *_ = rows(card)
+    return f"{label} {value}"
+
+
 def rows(card: Card) -> Iterator[tuple[str, str]]:
     """What a card says, most important first: (name, value) in words."""
     yield "metric", str(card["metric"])

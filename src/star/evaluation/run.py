@@ -14,7 +14,7 @@ from star.evaluation.cards import Result, make_card, missing_card, write_json
 from star.evaluation.context import Context
 from star.evaluation.items import Item
 from star.evaluation.ranks import Ranks
-from star.evaluation.report import write_report
+from star.evaluation.report import headline, write_report
 from star.metrics.assets import MissingAssetError
 from star.utils.instantiate import instantiate
 
@@ -123,4 +123,6 @@ def write(out: Path, cards: Mapping[str, Card], results: Mapping[str, Result]) -
         content = {"values": values, "cards": dict(cards), "date": date}
     write_json(out / "card.json", content)
     write_report(out, cards, results)
+    for name, card in cards.items():
+        log.info("%s: %s", name, headline(card))
     log.info("card and report: %s", out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +17,6 @@ from star.metrics.base import as_uint8, bootstrap_tasks
 from star.metrics.geneval_rules import GenEvalRules, summarize
 from star.metrics.shapes import TASKS, is_strict, load_suite, render_suite
 from star.metrics.shapes_detector import ShapeDetector
-
-log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -85,7 +82,6 @@ class ShapesItem:
         if self.shuffled:
             results["shuffled"] = _scores(row["shuffled"] for row in main)
         results |= self._bounds(context)
-        log.info("shapes: %.3f (colours never seen %.3f)", results["value"], results["tasks"]["colors"])
         return Result(
             value=results.pop("value"),
             label=f"shapes/{self.num_images}x{len(self.suite)}",

@@ -62,7 +62,7 @@ def start(
     try:
         import gradio as gr
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the page needs gradio: pip install 'star-t2i[app]'") from error
+        raise ModuleNotFoundError("the page needs gradio: pip install -e '.[app]'") from error
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it asks the page itself whether it runs
     blocks = build(page, **(first or {}))
     blocks.launch(

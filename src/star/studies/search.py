@@ -187,7 +187,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("searching needs optuna: pip install 'star-t2i[search]'") from error
+        raise ModuleNotFoundError("searching needs optuna: pip install -e '.[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

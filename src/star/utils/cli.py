@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,15 +43,18 @@ FREE_TEXT = {
     "shards",
     "metric.weights",
     "data.directory",
+    "text_encoder.weights",
 }
+ADDRESSES = re.compile(r"data\.(validation_)?sources\.[^.]+\.urls")  # shards, whose braces Hydra would parse
 
 
 def quote_arguments(arguments: Sequence[str]) -> list[str]:
     """Make a command line safe for Hydra's grammar.
 
     Hydra reads `stage=512` as an integer and refuses it as a group's option; and it would parse commas, quotes,
-    brackets and `=` in free text (`prompt=a painter's (old) hat, red`). Digits of numeric groups and the values of
-    free-text keys are quoted; what the user quoted already, and `null`, stays.
+    brackets and `=` in free text (`prompt=a painter's (old) hat, red`) and braces in addresses of shards. Digits of
+    numeric groups and the values of free-text keys are quoted; what the user quoted already, `null`, and a list of
+    addresses stay.
     """
     return [_quote(argument) for argument in arguments]
 
@@ -62,7 +66,8 @@ def _quote(argument: str) -> str:
         return argument
     if name in NUMERIC_GROUPS:
         return f"{key}=" + ",".join(f"'{part}'" if part.isdigit() else part for part in value.split(","))
-    if name in FREE_TEXT and value not in ("", "null") and not _is_quoted(value):
+    free = name in FREE_TEXT or (ADDRESSES.fullmatch(name) and not value.startswith("["))
+    if free and value not in ("", "null") and not _is_quoted(value):
         return f"{key}={_as_string(value)}"
     return argument
 

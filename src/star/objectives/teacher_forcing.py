@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,15 @@ from star.types import Condition, LossReport
 TrainTokens = Callable[[ScaleSchedule, int], Tensor | None]
 
 
+@runtime_checkable
+class ByCodes(Protocol):
+    """What a `train_tokens` has besides that chooses by what the tokens are."""
+
+    def by_codes(self, target: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor] | None:
+        """Kept positions (B, L') and their weights (B, L') in the loss; None for all."""
+        ...
+
+
 class TeacherForcing:
     """Every trained token weighs the same, whatever its scale (VAR, STAR: weight 1/L).
 
@@ -27,7 +37,8 @@ class TeacherForcing:
     and coarse scales, which decide what is in the picture, more of it; it is also what the release's weights 1/L' were
     meant to do. `balance="scales"` gives each scale the share of the loss that it has when everything is trained, by
     heavier weights for the tokens that are left: the loss of all tokens in expectation, where each is equally likely
-    to stay and its logits don't depend on which others do.
+    to stay and its logits don't depend on which others do. Where `train_tokens` chooses by codes and weighs what it
+    keeps (`ByCodes`), the loss and each scale's numbers are so weighted, and `balance` doesn't count.
 
     Args:
         train_tokens: which tokens are trained; all of them by default.
@@ -76,7 +87,7 @@ class TeacherForcing:
         """
         target = concatenate(codes)  # (B, L)
         scales = schedule.scale_ids().to(target.device)
-        kept = None if every_token else self.train_tokens(schedule, target.shape[0])
+        kept, weights = (None, None) if every_token else self.kept(target, schedule)
         x_in = tokenizer.quantizer.teacher_forcing(codes, schedule)
         logits = transformer(x_in, condition, schedule, kept)
         if kept is not None:
@@ -88,19 +99,27 @@ class TeacherForcing:
         )
         right = (logits.detach().argmax(-1) == target).float()
         per_scale = {
-            "loss": scale_means(loss.detach(), scales.flatten(), len(schedule)),
-            "accuracy": scale_means(right.flatten(), scales.flatten(), len(schedule)),
+            "loss": scale_means(loss.detach(), scales.flatten(), len(schedule), weights),
+            "accuracy": scale_means(right.flatten(), scales.flatten(), len(schedule), weights),
         }
-        if kept is not None and self.balance == "scales":
+        if weights is not None:
+            loss, right = loss * weights.flatten(), right * weights
+        elif kept is not None and self.balance == "scales":
             loss = loss * scale_weights(scales.flatten(), schedule)
         return LossReport(loss.mean(), {"accuracy": right.mean()}, per_scale)
 
+    def kept(self, target: Tensor, schedule: ScaleSchedule) -> tuple[Tensor | None, Tensor | None]:
+        """Which positions of target (B, L) are trained, (L') or (B, L'), and their weights (B, L'), if any."""
+        if isinstance(self.train_tokens, ByCodes):
+            return self.train_tokens.by_codes(target, schedule) or (None, None)
+        return self.train_tokens(schedule, target.shape[0]), None
 
-def scale_means(values: Tensor, scales: Tensor, num_scales: int) -> Tensor:
-    """Mean of values (N,) of each scale (N,) long: (num_scales,), nan for a scale without values."""
-    sums = torch.zeros(num_scales, device=values.device).index_add_(0, scales, values)
-    counts = torch.zeros(num_scales, device=values.device).index_add_(0, scales, torch.ones_like(values))
-    return sums / counts
+
+def scale_means(values: Tensor, scales: Tensor, num_scales: int, weights: Tensor | None = None) -> Tensor:
+    """Mean, weighted if need be, of values (N,) of each scale (N,) long: (num_scales,), nan for one without values."""
+    weights = torch.ones_like(values) if weights is None else weights.flatten()
+    sums = torch.zeros(num_scales, device=values.device).index_add_(0, scales, values * weights)
+    return sums / torch.zeros(num_scales, device=values.device).index_add_(0, scales, weights)
 
 
 def scale_weights(scales: Tensor, schedule: ScaleSchedule) -> Tensor:

@@ -52,3 +52,15 @@ def test_unknown_coordinates_are_named() -> None:
         Rotary2D("polar")
     with pytest.raises(ValueError, match="6"):
         Rotary2D().angles(ScaleSchedule.square(1), 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("own", [False, True], ids=["one table", "a table for each row"])
+def test_pairs_are_turned_by_their_angles(own: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 5, 3, 8, dtype=dtype).transpose(1, 2)  # (B, heads, L, d), as heads are split
+    angles = torch.randn(2, 5, 4) if own else torch.randn(5, 4)
+    cos, sin = (part[:, None] if own else part for part in (angles.cos(), angles.sin()))
+    even, odd = x.float()[..., ::2], x.float()[..., 1::2]
+    turned = rotate(x, (angles.cos(), angles.sin()))
+    torch.testing.assert_close(turned[..., ::2], even * cos - odd * sin)
+    torch.testing.assert_close(turned[..., 1::2], even * sin + odd * cos)

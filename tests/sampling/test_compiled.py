@@ -50,7 +50,7 @@ def inputs(schedule: ScaleSchedule, rows: int) -> list[Tensor | None]:
 def test_one_compiled_block_a_scale_serves_all_layers(
     build_transformer: Build, schedule: ScaleSchedule, condition: Condition, changes: dict[str, Any]
 ) -> None:
-    """Traced whole (`fullgraph`) and run by the interpreter: what is compiled is what is written."""
+    """Traced whole (`fullgraph`) and run by the interpreter: what is compiled is what is written, up to rotations."""
     torch._dynamo.reset()
     model = build_transformer(**changes)
     if "context_width" in changes:
@@ -60,7 +60,7 @@ def test_one_compiled_block_a_scale_serves_all_layers(
     plain, compiled = KVCache(schedule), KVCache(schedule)
     for k, x in enumerate(inputs(schedule, 3)):
         expected = model.step(x, condition, schedule, k, plain)
-        assert torch.equal(model.step(x, condition, schedule, k, compiled, run), expected)
+        torch.testing.assert_close(model.step(x, condition, schedule, k, compiled, run), expected, atol=1e-4, rtol=1e-5)
     assert len(counted) == len(schedule)
 
 

@@ -15,6 +15,7 @@ from star.nn.cache import KVCache
 from star.nn.init import calm_modulations, init_weights, shrink_residuals
 from star.nn.masks import ScaleMask, Visibility
 from star.nn.position import AbsolutePosition, Rotary2D, Rotation
+from star.nn.recipe import Recipe, linear
 from star.schedule import ScaleSchedule
 from star.types import Condition
 
@@ -39,15 +40,20 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of hidden states (B, L, C); `pooled` (B, C) is needed by an adaptive head alone."""
         with torch.autocast(hidden.device.type, enabled=False):
-            normed = self.norm(hidden.float())
+            normed = Recipe(self.norm, hidden.float())
             if self.modulation is not None:
                 if pooled is None:
                     raise ValueError("an adaptive head needs the condition's pooled vector")
                 weight, bias = self.modulation.weight.float(), self.modulation.bias.float()
                 scale, shift = F.linear(F.silu(pooled.float()), weight, bias)[:, None].chunk(2, -1)
-                normed = normed * (1 + scale) + shift
+                normed = Recipe(self._modulated, hidden.float(), scale, shift)
             # half-precision weights are widened, so that a model opened in 16 bits still has an fp32 head
-            return F.linear(normed, self.logits.weight.float(), self.logits.bias.float())
+            return linear(normed, self.logits.weight.float(), self.logits.bias.float())
+
+    def _modulated(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Normalised hidden states (B, L, C), scaled and shifted by (B, 1, C)."""
+        normed: Tensor = self.norm(hidden)
+        return normed * (1 + scale) + shift
 
 
 class STARTransformer(nn.Module):

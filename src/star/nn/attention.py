@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from star.nn.backends import BACKENDS, choose
 from star.nn.cache import KVCache
 from star.nn.masks import Visibility
 from star.nn.position import Rotation, rotate
+from star.nn.prefix import EVERYTHING, attend_prefix
+from star.nn.recipe import Recipe, linear, worthwhile
 
 
 def attend(
@@ -58,6 +61,36 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
 
 
+def attend_recipe(
+    split: Recipe,
+    visibility: Visibility | None = None,
+    *,
+    length: int,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`attend` as (B, L, C), of a recipe for queries, keys and values, of which only the inputs are kept.
+
+    Args:
+        split: gives q, k and v; all three have the dtype of its first input.
+        visibility: see `attend`.
+        length: how many keys there are, `L_seen`.
+        bias: see `attend`.
+        backend: see `attend`.
+
+    """
+    like = split.inputs[0]
+    assert like is not None
+    if like.device.type == "cpu" and worthwhile(*split.inputs):
+        if backend == "auto":
+            backend = choose("cpu", like.dtype, length, head_width=1, whole_scales=True)
+        if backend == "prefix":
+            spans = EVERYTHING if visibility is None else tuple(visibility.spans())
+            return attend_prefix(split, spans, None if bias is None else bias.to(like.dtype))
+    q, k, v = split.value()
+    return attend(q, k, v, visibility, bias=bias, backend=backend).transpose(1, 2).flatten(2)
+
+
 class QKNorm(nn.Module):
     """Unit queries and keys, and a learned temperature per head (VAR): cosines times exp(min(s, log 100)).
 
@@ -73,15 +106,16 @@ class QKNorm(nn.Module):
         self.fixed = 0.25 / math.sqrt(head_width)
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(4.0))) if enabled else None
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise q and k (B, heads, L, d), in fp32 and back."""
-        return self.queries(q), self.keys(k)
+    def forward(self, q: Tensor, k: Tensor, log_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalise q and k (B, heads, L, d), in fp32 and back; `log_scale` stands for the module's own."""
+        return self.queries(q, log_scale), self.keys(k)
 
-    def queries(self, q: Tensor) -> Tensor:
+    def queries(self, q: Tensor, log_scale: Tensor | None = None) -> Tensor:
         """Normalised and scaled queries."""
-        if self.log_scale is None:
+        log_scale = self.log_scale if log_scale is None else log_scale
+        if log_scale is None:
             return q * self.fixed
-        return (F.normalize(q.float(), dim=-1) * self.log_scale.clamp(max=math.log(100.0)).exp()).to(q.dtype)
+        return (F.normalize(q.float(), dim=-1) * log_scale.clamp(max=math.log(100.0)).exp()).to(q.dtype)
 
     def keys(self, k: Tensor) -> Tensor:
         """Normalised keys."""
@@ -115,7 +149,7 @@ class SelfAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Recipe,
         rotation: Rotation | None = None,
         visibility: Visibility | None = None,
         cache: KVCache | None = None,
@@ -135,14 +169,23 @@ class SelfAttention(nn.Module):
         """
         # keys have no bias: a constant added to every key changes no softmax
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = linear(x, self.qkv.weight, bias)
+        split = Recipe(partial(self._split, rotation=rotation), qkv, self.norm.log_scale)
+        if cache is None:
+            return self.out(attend_recipe(split, visibility, length=qkv.shape[1], backend=self.backend))
+        q, k, v = split()
+        k, v = cache.append(layer, scale, q, k, v)
+        return self.out(attend(q, k, v, visibility, backend=self.backend).transpose(1, 2).flatten(2))
+
+    def _split(
+        self, qkv: Tensor, log_scale: Tensor | None, *, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, heads, L, d) as they are multiplied, of their projections (B, L, 3C)."""
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        q, k = (part.to(v.dtype) for part in self.norm(q, k))  # (B, heads, L, d)
-        if cache is not None:
-            k, v = cache.append(layer, scale, q, k, v)
-        mixed = attend(q, k, v, visibility, backend=self.backend)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        q, k = self.norm(q, k, log_scale)
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class CrossAttention(nn.Module):
@@ -176,9 +219,13 @@ class CrossAttention(nn.Module):
         k, v = F.linear(context, self.kv.weight, bias).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.norm.keys(k).to(v.dtype), v
 
-    def forward(self, x: Tensor, keys_and_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor | Recipe, keys_and_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
         """What the text says to each token of x (B, L, C); `bias` (B, 1, 1, T) is -inf on padding."""
-        k, v = keys_and_values
-        q = F.linear(x, self.q.weight, self.q_bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        mixed = attend(self.norm.queries(q).to(v.dtype), k, v, bias=bias, backend=self.backend)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        q = linear(x, self.q.weight, self.q_bias)
+        split = Recipe(self._split, q, *keys_and_values, self.norm.log_scale)
+        return self.out(attend_recipe(split, length=keys_and_values[0].shape[2], bias=bias, backend=self.backend))
+
+    def _split(self, q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, L, d) as they are multiplied, of their projections (B, L, C); keys and values are so."""
+        q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return self.norm.queries(q, log_scale).to(v.dtype), k, v

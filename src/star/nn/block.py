@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from star.nn.attention import CrossAttention, SelfAttention
 from star.nn.cache import KVCache
+from star.nn.gelu import gelu
 from star.nn.masks import Visibility
 from star.nn.position import Rotation
+from star.nn.recipe import Recipe, linear
 
 NORM_EPS = 1e-6
 
@@ -39,9 +41,10 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(width, round(width * ratio))
         self.out = nn.Linear(round(width * ratio), width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Recipe) -> Tensor:
         """Change every token of x (B, L, C) on its own."""
-        return self.out(F.gelu(self.inner(x), approximate="tanh"))
+        inner = linear(x, self.inner.weight, self.inner.bias)
+        return linear(Recipe(gelu, inner), self.out.weight, self.out.bias)
 
 
 class AdaptiveNorm(nn.Module):
@@ -128,14 +131,18 @@ class Block(nn.Module):
         """Tokens (B, L, C) in and out; see `SelfAttention.forward` for what the arguments mean."""
         attend = self.attention
         if self.modulation is None or modulation is None:
-            x = x + self.drop_path(attend(self.norm(x), rotation, visibility, cache, layer, scale))
+            x = x + self.drop_path(attend(Recipe(self.norm, x), rotation, visibility, cache, layer, scale))
             x = x + self.text(x, context, context_bias, cache, layer)
-            return x + self.drop_path(self.feed_forward(self.norm(x)))
+            return x + self.drop_path(self.feed_forward(Recipe(self.norm, x)))
         gate_a, gate_f, scale_a, scale_f, shift_a, shift_f = self.modulation(modulation)
-        inner = self.norm(x) * (1 + scale_a) + shift_a
+        inner = Recipe(self._modulated, x, scale_a, shift_a)
         x = x + self.drop_path(attend(inner, rotation, visibility, cache, layer, scale) * gate_a)
         x = x + self.text(x, context, context_bias, cache, layer)
-        return x + self.drop_path(self.feed_forward(self.norm(x) * (1 + scale_f) + shift_f) * gate_f)
+        return x + self.drop_path(self.feed_forward(Recipe(self._modulated, x, scale_f, shift_f)) * gate_f)
+
+    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Normalised tokens (B, L, C), scaled and shifted by (B, 1, C)."""
+        return self.norm(x) * (1 + scale) + shift
 
     def text(
         self, x: Tensor, context: Tensor | None, bias: Tensor | None, cache: KVCache | None, layer: int
@@ -148,5 +155,5 @@ class Block(nn.Module):
             pair = cross.keys_and_values(context)
         else:
             pair = cache.text(layer, lambda: cross.keys_and_values(context))
-        said = cross(self.norm(x), pair, bias)
+        said = cross(Recipe(self.norm, x), pair, bias)
         return said[:1] if self.first_sample_text else said

@@ -53,19 +53,19 @@ def kept_bytes(model: STARTransformer, step: Step) -> int:
     stream = step.tokens * model.width * FLOAT
     total = sum(stream if again else block_bytes(block, step) for block, again in zip(blocks, recomputed, strict=True))
     vocabulary = model.head.logits.out_features
-    # the head's norm and its output, and the logarithms of the probabilities
-    return total + 2 * stream + step.tokens * (2 + vocabulary) * FLOAT
+    # what the head's norm takes, and the logarithms of the probabilities
+    return total + stream + step.tokens * vocabulary * FLOAT
 
 
 def passing_bytes(model: STARTransformer, step: Step) -> int:
-    """Bytes besides, at the worst moment of the backward pass: gradients of logits or of a block, or one run again."""
+    """Bytes besides, at the worst moment of the backward pass: gradients of logits or of a block, perhaps run again."""
     logits = 2 * step.tokens * model.head.logits.out_features * FLOAT
     block = model.blocks[-1]
     assert isinstance(block, Block)
     inner = block.feed_forward.inner.out_features
     gradients = step.tokens * (3 * model.width * FLOAT + 2 * inner * step.narrow)
     again = block_bytes(block, step) - step.tokens * model.width * FLOAT if step.recompute else 0
-    return max(logits, gradients, again)
+    return max(logits, gradients + again)
 
 
 def block_bytes(block: Block, step: Step) -> int:
@@ -75,45 +75,42 @@ def block_bytes(block: Block, step: Step) -> int:
     if isinstance(block.cross_attention, CrossAttention):
         total += _cross_attention(block.cross_attention, width, heads, step)
     if block.modulation is not None:
-        # norms' outputs are scaled, and what attention and feed-forward give is gated
-        total += 2 * step.tokens * width * (FLOAT + step.narrow)
+        # what attention and feed-forward give is gated
+        total += 2 * step.tokens * width * step.narrow
     return total
-
-
-def _norm(width: int, step: Step) -> int:
-    """Input and statistics of a LayerNorm, and its output as the next product takes it."""
-    return step.tokens * (width * (FLOAT + step.narrow) + 2 * FLOAT)
-
-
-def _queries(width: int, heads: int, tokens: int, *, keys: bool) -> int:
-    """Before they are normalised, their lengths (twice), and queries once more before they are scaled."""
-    return tokens * FLOAT * (width + 2 * heads + (0 if keys else width))
 
 
 def _self_attention(block: Block, step: Step) -> int:
+    """The stream, which its norm is made from again, projections, which queries and keys are, and the mixture."""
     width, heads = block.attention.out.in_features, block.attention.num_heads
-    total = _norm(width, step)
-    if block.attention.norm.log_scale is not None:
-        total += sum(_queries(width, heads, step.tokens, keys=keys) for keys in (False, True))
-    if _backend(block.attention.backend, width // heads, step.tokens, step) == "matmul":
-        # queries, keys, values, mixture, and the softmax
-        total += step.tokens * width * 4 * step.narrow
-        return total + heads * step.tokens**2 * _softmax(step)
-    # queries, keys, the storage that values share with both, outputs, and outputs in another layout
-    return total + step.tokens * (width * 7 * step.narrow + heads * FLOAT)
+    total = step.tokens * width * (FLOAT + 4 * step.narrow)
+    backend = _backend(block.attention.backend, width // heads, step.tokens, step)
+    if backend == "matmul":
+        # queries, keys and values, each on its own, and the softmax
+        return total + step.tokens * width * 3 * step.narrow + heads * step.tokens**2 * _softmax(step)
+    total += step.tokens * heads * FLOAT
+    # elsewhere queries, keys, and the mixture in another layout
+    return total if _on_cpu(backend, step) else total + step.tokens * width * 3 * step.narrow
 
 
 def _cross_attention(cross: CrossAttention, width: int, heads: int, step: Step) -> int:
-    total = _norm(width, step) + step.tokens * width * 2 * step.narrow
-    if _backend(cross.backend, width // heads, step.text_tokens, step) == "matmul":
+    """As self-attention; keys and values are kept as well as the storage that they were split from."""
+    total = step.tokens * width * (FLOAT + 2 * step.narrow) + step.text_tokens * width * 3 * step.narrow
+    backend = _backend(cross.backend, width // heads, step.text_tokens, step)
+    if not _on_cpu(backend, step):
+        total += step.tokens * width * step.narrow
+    if backend == "matmul":
         total += step.text_tokens * width * 2 * step.narrow + heads * step.tokens * step.text_tokens * _softmax(step)
     else:
-        # keys, and the storage that values share with them
-        total += step.text_tokens * width * 3 * step.narrow + step.tokens * heads * FLOAT
+        total += step.tokens * heads * FLOAT
     if cross.norm.log_scale is not None:
-        total += _queries(width, heads, step.tokens, keys=False)
         total += step.text_tokens * FLOAT * ((width if step.half else 0) + 2 * heads)
     return total
+
+
+def _on_cpu(backend: str, step: Step) -> bool:
+    """Whether it is `star.nn.prefix`, which makes queries and keys again."""
+    return step.device == "cpu" and backend == "prefix"
 
 
 def _backend(name: str, head_width: int, length: int, step: Step) -> str:
@@ -130,7 +127,7 @@ def _softmax(step: Step) -> int:
 
 def _feed_forward(block: Block, step: Step) -> int:
     width, inner = block.attention.out.in_features, block.feed_forward.inner.out_features
-    return _norm(width, step) + step.tokens * 2 * inner * step.narrow
+    return step.tokens * (width * FLOAT + inner * step.narrow)
 
 
 def encoding_bytes(encoder: Encoder | PatchEncoder, size: tuple[int, int], *, half: bool) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from star.models.tokenizer.autoencoder import Decoder, Encoder
 from star.models.tokenizer.quantizer import MultiScaleVQ
@@ -27,6 +29,30 @@ from star.types import Condition
 def one_thread() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def counted() -> Callable[[Callable[[], object]], int]:
+    """Floating-point operations that PyTorch's counter sees; of fused attention on a CPU it knows nothing by itself."""
+
+    def forward(q: torch.Size, k: torch.Size, v: torch.Size, *rest: Any, **others: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def backward(grad: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *rest: Any, **others: Any) -> int:
+        """Four products; the kernel's own repetition of one of the forward pass is no work of the model's."""
+        return 2 * sdpa_flop_count(q, k, v)
+
+    known = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+    def count(run: Callable[[], object]) -> int:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
+            run()
+        return counter.get_total_flops()
+
+    return count
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from star.models.conditioning.word_transformer import WordTransformer
 from star.models.refiner import Refiner
 from star.models.tokenizer.autoencoder import Decoder, Encoder
 from star.models.tokenizer.patches import PatchEncoder
+from star.models.tokenizer.pyramid import PyramidEncoder, PyramidVQ
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -57,6 +58,12 @@ OBJECTS = [
     tokenizer(multipliers=(1, 1, 3), patch_size=2, attention=False, dropout=0.1, num_res_blocks=2),
     tokenizer(channels=4, multipliers=(2, 4)),
     PatchEncoder(width=12, depth=3, code_width=8, patch_size=4),
+    MultiScaleTokenizer(
+        encoder=PyramidEncoder(width=12, depth=2, code_width=8, patch_sizes=[8, 4]),
+        decoder=Decoder(channels=8, multipliers=(1, 2), num_res_blocks=1, code_width=8, patch_size=2, groups=4),
+        quantizer=PyramidVQ(9, 8, phi=ResidualConv(8)),
+        conv_size=0,
+    ),
     ClassLabelEncoder(10, 32),
     WordTransformer(width=8, depth=1, num_heads=2, max_tokens=9, vocabulary_size=20, num_hashes=3, words=["red"]),
     OpenCLIPTextEncoder("ViT-B-32", weights=None, layers=3, memoize=True, memo_limit=7, dtype="bf16"),

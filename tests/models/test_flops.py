@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from star.models.flops import (
     BACKWARD,
@@ -17,6 +15,7 @@ from star.models.flops import (
 )
 from star.models.tokenizer.autoencoder import Decoder, Encoder
 from star.models.tokenizer.patches import PatchEncoder
+from star.models.tokenizer.pyramid import PyramidEncoder
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -28,12 +27,7 @@ from star.sampling.samplers import Greedy
 from star.schedule import ScaleSchedule
 from star.types import Condition
 
-
-def counted(run: Callable[[], object]) -> int:
-    """The counter knows no fused attention on CPUs, but the products that it stands for."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+Counted = Callable[[Callable[[], object]], int]
 
 
 def inputs(model: STARTransformer, schedule: ScaleSchedule, condition: Condition) -> torch.Tensor:
@@ -46,6 +40,7 @@ def test_the_generator_forward_and_backward(
     schedule: ScaleSchedule,
     condition: Condition,
     changes: dict[str, object],
+    counted: Counted,
 ) -> None:
     model = build_transformer(**changes, backend="prefix").train()
     x_in = inputs(model, schedule, condition)
@@ -58,7 +53,7 @@ def test_the_generator_forward_and_backward(
 
 @pytest.mark.parametrize("adaptive", ["own", "shared"])
 def test_adaptive_norms(
-    build_transformer: Callable[..., STARTransformer], schedule: ScaleSchedule, adaptive: str
+    build_transformer: Callable[..., STARTransformer], schedule: ScaleSchedule, adaptive: str, counted: Counted
 ) -> None:
     model = build_transformer(pooled_width=32, context_width=None, adaptive_norm=adaptive, backend="prefix")
     condition = Condition(torch.randn(2, 32))
@@ -67,7 +62,7 @@ def test_adaptive_norms(
 
 
 def test_fewer_trained_tokens(
-    build_transformer: Callable[..., STARTransformer], schedule: ScaleSchedule, condition: Condition
+    build_transformer: Callable[..., STARTransformer], schedule: ScaleSchedule, condition: Condition, counted: Counted
 ) -> None:
     """Teacher-forcing input is embedded for all of them."""
     model = build_transformer(backend="prefix")
@@ -81,6 +76,7 @@ def test_drawing_takes_twice_the_forward_pass(
     tokenizer: MultiScaleTokenizer,
     schedule: ScaleSchedule,
     condition: Condition,
+    counted: Counted,
 ) -> None:
     model = build_transformer(backend="prefix")
     draw = ScaleWiseDecoder(model, tokenizer, schedule, sampler=Greedy(), guidance=ClassifierFreeGuidance(scale=2.0))
@@ -93,7 +89,7 @@ def test_drawing_takes_twice_the_forward_pass(
 
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_the_tokenizer(schedule: ScaleSchedule, attention: bool, patch_size: int) -> None:
+def test_the_tokenizer(schedule: ScaleSchedule, attention: bool, patch_size: int, counted: Counted) -> None:
     sizes = {"channels": 8, "multipliers": (1, 2, 2), "num_res_blocks": 2, "code_width": 8, "groups": 4}
     sizes |= {"attention": attention, "patch_size": patch_size}
     tokenizer = MultiScaleTokenizer(
@@ -106,7 +102,13 @@ def test_the_tokenizer(schedule: ScaleSchedule, attention: bool, patch_size: int
     assert counted(lambda: tokenizer.decode(f_hat)) == 2 * decode_flops(tokenizer, schedule)
 
 
-def test_an_encoder_of_patches() -> None:
+def test_an_encoder_of_patches(counted: Counted) -> None:
     encoder = PatchEncoder(width=12, depth=3, code_width=8, patch_size=4).eval()
     images = torch.rand(2, 3, 12, 20)
     assert counted(lambda: encoder(images)) == 2 * encoder_flops(encoder, (3, 5))
+
+
+def test_an_encoder_for_each_scale(counted: Counted) -> None:
+    encoder = PyramidEncoder(width=12, depth=2, code_width=8, patch_sizes=[8, 4]).eval()
+    images = torch.rand(2, 3, 16, 24)
+    assert counted(lambda: encoder(images)) == 2 * encoder_flops(encoder, (4, 6))

@@ -17,6 +17,7 @@ from star.models.conditioning.word_transformer import WordTransformer
 from star.models.refiner import Refiner
 from star.models.tokenizer.autoencoder import Decoder, Encoder
 from star.models.tokenizer.patches import PatchEncoder
+from star.models.tokenizer.pyramid import PyramidEncoder, PyramidVQ
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -125,11 +126,12 @@ def _absolute(position: AbsolutePosition) -> Config:
 
 
 def _tokenizer(tokenizer: MultiScaleTokenizer) -> Config:
+    before: Any = tokenizer.before
     return {
         "encoder": tokenizer.encoder,
         "decoder": tokenizer.decoder,
         "quantizer": tokenizer.quantizer,
-        "conv_size": tokenizer.before.kernel_size[0],
+        "conv_size": 0 if isinstance(before, nn.Identity) else before.kernel_size[0],
     }
 
 
@@ -152,6 +154,12 @@ def _patch_encoder(encoder: PatchEncoder) -> Config:
         "code_width": encoder.code_width,
         "patch_size": encoder.factor,
     }
+
+
+def _pyramid_encoder(encoder: PyramidEncoder) -> Config:
+    alike = _patch_encoder(encoder.parts[0])
+    del alike["patch_size"]
+    return alike | {"patch_sizes": [part.factor for part in encoder.parts]}
 
 
 def _decoder(decoder: Decoder) -> Config:
@@ -182,6 +190,12 @@ def _quantizer(quantizer: MultiScaleVQ) -> Config:
         "composition": quantizer.composition,
         "phi": quantizer.phi,
     }
+
+
+def _pyramid_quantizer(quantizer: PyramidVQ) -> Config:
+    described = _quantizer(quantizer)
+    del described["composition"]
+    return described
 
 
 def _phi(phi: ResidualConv) -> Config:
@@ -238,6 +252,8 @@ _ARGUMENTS: dict[type, Callable[[Any], Config]] = {
     MultiScaleTokenizer: _tokenizer,
     Encoder: _encoder,
     PatchEncoder: _patch_encoder,
+    PyramidEncoder: _pyramid_encoder,
+    PyramidVQ: _pyramid_quantizer,
     Decoder: _decoder,
     MultiScaleVQ: _quantizer,
     ResidualConv: _phi,

@@ -10,6 +10,7 @@ from torch import nn
 
 from star.models.tokenizer.autoencoder import Decoder, Encoder, Level, SpatialAttention
 from star.models.tokenizer.patches import PatchEncoder
+from star.models.tokenizer.pyramid import PyramidEncoder
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.attention import CrossAttention
@@ -103,8 +104,12 @@ def quantizing_flops(tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule) ->
     return distances + len(schedule) * smoothing
 
 
-def encoder_flops(encoder: Encoder | PatchEncoder, size: tuple[int, int]) -> int:
+def encoder_flops(encoder: Encoder | PatchEncoder | PyramidEncoder, size: tuple[int, int]) -> int:
     """Operations of the encoder, whose features have `size` (height, width)."""
+    if isinstance(encoder, PyramidEncoder):
+        times = [part.factor // encoder.factor for part in encoder.parts]
+        sizes = [(size[0] // n, size[1] // n) for n in times]
+        return sum(encoder_flops(part, own) for part, own in zip(encoder.parts, sizes, strict=True))
     if isinstance(encoder, PatchEncoder):
         linear = [part for part in encoder.modules() if isinstance(part, nn.Linear)]
         return sum(2 * size[0] * size[1] * part.in_features * part.out_features for part in linear)
@@ -140,7 +145,9 @@ def _parts(module: nn.Module, area: int) -> int:
     return total + sum(4 * area**2 * part.out.in_channels for part in attentions)
 
 
-def _conv(layer: nn.Conv2d, area: int) -> int:
+def _conv(layer: nn.Module, area: int) -> int:
+    if not isinstance(layer, nn.Conv2d):  # left out
+        return 0
     height, width = layer.kernel_size
     return 2 * area * layer.out_channels * layer.in_channels // layer.groups * height * width
 

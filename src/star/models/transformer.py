@@ -40,7 +40,7 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of hidden states (B, L, C); `pooled` (B, C) is needed by an adaptive head alone."""
         with torch.autocast(hidden.device.type, enabled=False):
-            normed = Recipe(self.norm, hidden.float())
+            normed = Recipe(self.norm.forward, hidden.float())
             if self.modulation is not None:
                 if pooled is None:
                     raise ValueError("an adaptive head needs the condition's pooled vector")
@@ -52,7 +52,7 @@ class Head(nn.Module):
 
     def _modulated(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Normalised hidden states (B, L, C), scaled and shifted by (B, 1, C)."""
-        normed: Tensor = self.norm(hidden)
+        normed: Tensor = self.norm.forward(hidden)
         return normed * (1 + scale) + shift
 
 

@@ -184,7 +184,7 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        q, k = self.norm(q, k, log_scale)
+        q, k = self.norm.forward(q, k, log_scale)
         return q.to(v.dtype), k.to(v.dtype), v
 
 

@@ -20,7 +20,8 @@ class Recipe:
     """What `make(*inputs)` would give: one tensor or several.
 
     Args:
-        make: cheap, without randomness; everything that needs a gradient comes in through `inputs`.
+        make: cheap, without randomness; everything that needs a gradient comes in through `inputs`. Of a module its
+            `forward`: in the backward pass, hooks (those of PyTorch's flop counter, say) have no business.
         inputs: what is kept; None stays None.
 
     """

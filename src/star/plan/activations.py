@@ -13,6 +13,7 @@ from torch import nn
 
 from star.models.tokenizer.autoencoder import Encoder
 from star.models.tokenizer.patches import PatchEncoder
+from star.models.tokenizer.pyramid import PyramidEncoder
 from star.models.transformer import STARTransformer
 from star.nn.attention import CrossAttention
 from star.nn.backends import choose
@@ -130,11 +131,13 @@ def _feed_forward(block: Block, step: Step) -> int:
     return step.tokens * (width * FLOAT + inner * step.narrow)
 
 
-def encoding_bytes(encoder: Encoder | PatchEncoder, size: tuple[int, int], *, half: bool) -> int:
+def encoding_bytes(encoder: Encoder | PatchEncoder | PyramidEncoder, size: tuple[int, int], *, half: bool) -> int:
     """Bytes that encoding one picture takes at its worst moment, where its features have `size` (height, width).
 
     That is at the finest resolution: five maps in fp32, or three where autocast narrows some of them.
     """
+    if isinstance(encoder, PyramidEncoder):
+        return encoding_bytes(encoder.parts[-1], size, half=half)
     if isinstance(encoder, PatchEncoder):
         return size[0] * size[1] * encoder.stem.out_features * (3 if half else 5) * FLOAT
     fold = encoder.fold.downscale_factor if isinstance(encoder.fold, nn.PixelUnshuffle) else 1

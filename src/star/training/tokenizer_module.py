@@ -171,7 +171,8 @@ class TokenizerModule(LightningModule):
     def _paint(self, features: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Quantized | None]:
         """Reconstructions (B, 3, H, W), not clamped; not quantised as long as the revival waits to fit the codebook."""
         if self.revival is not None and not self.revival.fitted:
-            return self.tokenizer.paint(features), None
+            shown = self.tokenizer.quantizer.unquantized(features, self.schedule, kept)
+            return self.tokenizer.paint(shown), None
         quantized = self.tokenizer.quantizer.quantize(features, self.schedule, kept)
         return self.tokenizer.paint(quantized.f_hat), quantized
 

@@ -156,6 +156,11 @@ class MultiScaleVQ(nn.Module):
             inputs.append(self.next_input(f_hat, k + 1, schedule))
         return torch.cat(inputs, 1)
 
+    def unquantized(self, f: Tensor, schedule: ScaleSchedule, kept: Tensor | None = None) -> Tensor:
+        """What the decoder gets of features while a training doesn't quantise yet, (B, D, h_K, w_K): the features."""
+        del schedule, kept
+        return f
+
     def quantize(self, f: Tensor, schedule: ScaleSchedule, kept: Tensor | None = None) -> Quantized:
         """Quantise features with gradients: straight through to `f`, and to codebook and phi by the loss.
 

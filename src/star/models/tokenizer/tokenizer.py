@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from star.models.tokenizer.autoencoder import Decoder, Encoder, fade_in
 from star.models.tokenizer.patches import PatchEncoder
+from star.models.tokenizer.pyramid import PyramidEncoder, PyramidVQ
 from star.models.tokenizer.quantizer import MultiScaleVQ, Quantized
 from star.schedule import ScaleSchedule
 
@@ -20,7 +21,8 @@ class MultiScaleTokenizer(nn.Module):
         encoder: images to features.
         decoder: features to images.
         quantizer: features to token maps.
-        conv_size: side of the convolutions before and after the quantiser.
+        conv_size: side of the convolutions before and after the quantiser; 0: there are none, which a `PyramidEncoder`
+            asks for.
         zero_init: start every residual block as its shortcut, which trains faster in small budgets; off, as VAR starts.
 
     Raises:
@@ -31,7 +33,7 @@ class MultiScaleTokenizer(nn.Module):
     def __init__(
         self,
         *,
-        encoder: Encoder | PatchEncoder,
+        encoder: Encoder | PatchEncoder | PyramidEncoder,
         decoder: Decoder,
         quantizer: MultiScaleVQ,
         conv_size: int = 3,
@@ -47,9 +49,12 @@ class MultiScaleTokenizer(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.quantizer = quantizer
-        width = quantizer.code_width
-        self.before = nn.Conv2d(width, width, conv_size, padding=conv_size // 2)
-        self.after = nn.Conv2d(width, width, conv_size, padding=conv_size // 2)
+        if isinstance(encoder, PyramidEncoder) != isinstance(quantizer, PyramidVQ) or (
+            isinstance(encoder, PyramidEncoder) and conv_size
+        ):
+            raise ValueError("PyramidEncoder and PyramidVQ go together, with conv_size=0")
+        self.before = _conv(quantizer.code_width, conv_size)
+        self.after = _conv(quantizer.code_width, conv_size)
         if zero_init:
             fade_in(self)
 
@@ -69,8 +74,9 @@ class MultiScaleTokenizer(nn.Module):
             )
 
     def features(self, images: Tensor) -> Tensor:
-        """Features (B, D, h_K, w_K), fp32, of images (B, 3, H, W) in [-1, 1]."""
-        return self.before(self.encoder(images)).float()
+        """Features (B, D, h_K, w_K), fp32, of images (B, 3, H, W) in [-1, 1]; a pyramid's are (B, K * D, h_K, w_K)."""
+        found: Tensor = self.before(self.encoder(images)).float()
+        return found
 
     @torch.no_grad()
     def encode(self, images: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
@@ -84,7 +90,8 @@ class MultiScaleTokenizer(nn.Module):
 
     def paint(self, f_hat: Tensor) -> Tensor:
         """The same without the clamp, which would stop gradients."""
-        return self.decoder(self.after(f_hat)).float()
+        painted: Tensor = self.decoder(self.after(f_hat)).float()
+        return painted
 
     @torch.no_grad()
     def decode_codes(self, codes: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
@@ -96,3 +103,8 @@ class MultiScaleTokenizer(nn.Module):
         self.check((images.shape[2], images.shape[3]), schedule)
         quantized = self.quantizer.quantize(self.features(images), schedule)
         return self.paint(quantized.f_hat), quantized
+
+
+def _conv(width: int, size: int) -> nn.Module:
+    """A convolution that keeps channels and size; nothing for size 0."""
+    return nn.Conv2d(width, width, size, padding=size // 2) if size else nn.Identity()

@@ -61,7 +61,7 @@ OBJECTS = [
     MultiScaleTokenizer(
         encoder=PyramidEncoder(width=12, depth=2, code_width=8, patch_sizes=[8, 4]),
         decoder=Decoder(channels=8, multipliers=(1, 2), num_res_blocks=1, code_width=8, patch_size=2, groups=4),
-        quantizer=PyramidVQ(9, 8, phi=ResidualConv(8)),
+        quantizer=PyramidVQ(9, 8, phi=ResidualConv(8), patch_sizes=[8, 4]),
         conv_size=0,
     ),
     ClassLabelEncoder(10, 32),

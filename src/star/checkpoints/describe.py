@@ -195,7 +195,7 @@ def _quantizer(quantizer: MultiScaleVQ) -> Config:
 def _pyramid_quantizer(quantizer: PyramidVQ) -> Config:
     described = _quantizer(quantizer)
     del described["composition"]
-    return described
+    return described | {"patch_sizes": list(quantizer.patch_sizes)}
 
 
 def _phi(phi: ResidualConv) -> Config:

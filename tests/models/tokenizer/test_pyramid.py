@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,11 +24,11 @@ def pyramid() -> MultiScaleTokenizer:
     return build()
 
 
-def build(conv_size: int = 0) -> MultiScaleTokenizer:
+def build(conv_size: int = 0, patch_sizes: Sequence[int] = (16, 8, 4)) -> MultiScaleTokenizer:
     return MultiScaleTokenizer(
         encoder=PyramidEncoder(width=16, depth=1, code_width=WIDTH, patch_sizes=[16, 8, 4]),
         decoder=Decoder(channels=8, multipliers=(1, 2), num_res_blocks=1, code_width=WIDTH, patch_size=2, groups=4),
-        quantizer=PyramidVQ(32, WIDTH, phi=ResidualConv(WIDTH)),
+        quantizer=PyramidVQ(32, WIDTH, phi=ResidualConv(WIDTH), patch_sizes=list(patch_sizes)),
         conv_size=conv_size,
     )
 
@@ -88,11 +90,22 @@ def test_a_picture_of_a_coarse_map_trains_that_maps_encoder(pyramid: MultiScaleT
 
 
 def test_what_doesn_t_fit_is_refused(pyramid: MultiScaleTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"codes 3 scales .* the schedule '[^']+' has 2"):
-        pyramid.encode(pictures(), ScaleSchedule.square(1, 4))
     with pytest.raises(ValueError, match="8x8 has no whole patches of 16"):
         pyramid.features(torch.rand(1, 3, 8, 8))
     with pytest.raises(ValueError, match="each a multiple of the next"):
         PyramidEncoder(width=4, depth=1, code_width=4, patch_sizes=[16, 6])
     with pytest.raises(ValueError, match="conv_size=0"):
         build(conv_size=1)
+    with pytest.raises(ValueError, match=r"share patch_sizes, got \(16, 8, 4\) and \(16, 4\)"):
+        build(patch_sizes=(16, 4))
+
+
+def test_other_schedules_take_the_encoders_that_there_are(pyramid: MultiScaleTokenizer) -> None:
+    level = pyramid.quantizer.level  # type: ignore[operator]
+    larger = ScaleSchedule.square(1, 2, 4, 8)  # of 32 pixels: nobody codes a patch of 32
+    assert [level(k, larger) for k in range(4)] == [0, 0, 1, 2]
+    assert [level(k, ScaleSchedule.square(1, 3, 4)) for k in range(3)] == [0, 2, 2]
+    images = torch.rand(1, 3, 32, 32)
+    codes = pyramid.encode(images, larger)
+    assert [code.shape[1] for code in codes] == [1, 4, 16, 64]
+    assert torch.equal(codes[1][0, 3:], pyramid.encode(images[..., 16:, 16:], SCHEDULE)[0][0])

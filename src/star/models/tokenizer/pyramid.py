@@ -85,25 +85,26 @@ class PyramidVQ(MultiScaleVQ):
         codebook_size: `V`, entries shared by all scales.
         code_width: `D`, channels of an entry.
         phi: smooths each upsampled map.
+        patch_sizes: the encoder's.
 
     """
 
-    def __init__(self, codebook_size: int, code_width: int, *, phi: ResidualConv) -> None:
+    def __init__(self, codebook_size: int, code_width: int, *, phi: ResidualConv, patch_sizes: Sequence[int]) -> None:
         super().__init__(codebook_size, code_width, phi=phi, composition="independent")
+        self.patch_sizes = tuple(patch_sizes)
+
+    def level(self, k: int, schedule: ScaleSchedule) -> int:
+        """Which of the encoders codes scale `k`: that of its patches, or of the largest that are no larger."""
+        patch = self.patch_sizes[-1] * schedule.sizes[-1][0] / schedule.sizes[k][0]
+        return next(level for level, size in enumerate(self.patch_sizes) if size <= patch)
 
     def own(self, f: Tensor, k: int, schedule: ScaleSchedule) -> Tensor:
-        """The features (B, D, h_k, w_k) of scale `k` among those of all scales (B, K * D, h_K, w_K).
+        """The features (B, D, h_k, w_k) of scale `k` among those of all encoders (B, levels * D, h_K, w_K).
 
-        Raises:
-            ValueError: when there are features of more or fewer scales.
-
+        Where no encoder has the scale's patches, as for the coarsest maps of larger pictures, features are averaged.
         """
-        if f.shape[1] != len(schedule) * self.code_width:
-            raise ValueError(
-                f"the encoder codes {f.shape[1] // self.code_width} scales (tokenizer.encoder.patch_sizes), "
-                f"the schedule '{schedule}' has {len(schedule)}"
-            )
-        part = f[:, k * self.code_width : (k + 1) * self.code_width]
+        first = self.level(k, schedule) * self.code_width
+        part = f[:, first : first + self.code_width]
         size = schedule.sizes[k]
         return part if tuple(part.shape[2:]) == tuple(size) else F.adaptive_avg_pool2d(part, size)
 
@@ -145,3 +146,12 @@ class PyramidVQ(MultiScaleVQ):
             seen = f_hat if kept is None else torch.where((kept > k).view(-1, 1, 1, 1), f_hat, seen)
             codes.append(drawn.unflatten(0, (f.shape[0], -1)))
         return Quantized(seen, codes, commitment, codebook)
+
+
+def check_pyramid(encoder: nn.Module, quantizer: nn.Module, conv_size: int) -> None:
+    """Raise a ValueError unless an encoder and a quantiser of a pyramid are the same one's, with nothing between."""
+    if not (isinstance(encoder, PyramidEncoder) and isinstance(quantizer, PyramidVQ)) or conv_size:
+        raise ValueError("PyramidEncoder and PyramidVQ go together, with conv_size=0")
+    sizes = tuple(part.factor for part in encoder.parts)
+    if sizes != quantizer.patch_sizes:
+        raise ValueError(f"encoder and quantiser must share patch_sizes, got {sizes} and {quantizer.patch_sizes}")

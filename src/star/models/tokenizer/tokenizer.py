@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from star.models.tokenizer.autoencoder import Decoder, Encoder, fade_in
 from star.models.tokenizer.patches import PatchEncoder
-from star.models.tokenizer.pyramid import PyramidEncoder, PyramidVQ
+from star.models.tokenizer.pyramid import PyramidEncoder, PyramidVQ, check_pyramid
 from star.models.tokenizer.quantizer import MultiScaleVQ, Quantized
 from star.schedule import ScaleSchedule
 
@@ -49,10 +49,8 @@ class MultiScaleTokenizer(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.quantizer = quantizer
-        if isinstance(encoder, PyramidEncoder) != isinstance(quantizer, PyramidVQ) or (
-            isinstance(encoder, PyramidEncoder) and conv_size
-        ):
-            raise ValueError("PyramidEncoder and PyramidVQ go together, with conv_size=0")
+        if isinstance(encoder, PyramidEncoder) or isinstance(quantizer, PyramidVQ):
+            check_pyramid(encoder, quantizer, conv_size)
         self.before = _conv(quantizer.code_width, conv_size)
         self.after = _conv(quantizer.code_width, conv_size)
         if zero_init:

@@ -64,3 +64,13 @@ def test_pairs_are_turned_by_their_angles(own: bool, dtype: torch.dtype) -> None
     turned = rotate(x, (angles.cos(), angles.sin()))
     torch.testing.assert_close(turned[..., ::2], even * cos - odd * sin)
     torch.testing.assert_close(turned[..., 1::2], even * sin + odd * cos)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(1, 8), (4, 64)])
+@pytest.mark.parametrize("length", [1, 9, 85, 680])
+def test_a_rotation_is_the_same_alone_and_in_a_batch(heads: int, width: int, length: int) -> None:
+    """To the bit: pictures mustn't depend on their batch."""
+    x = torch.randn(8, length, heads * width).unflatten(-1, (heads, width)).transpose(1, 2)
+    angles = torch.rand(length, width // 2) * 6
+    rotation = (angles.cos(), angles.sin())
+    assert torch.equal(rotate(x, rotation)[5:6], rotate(x[5:6].clone(), rotation))

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from star.nn.recipe import Recipe, linear
+from star.nn.recipe import Recipe, call, linear
 
 
 def scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
@@ -93,3 +94,24 @@ def test_inside_of_a_recomputed_block() -> None:
     plain = F.linear(scaled(*inputs), weight)  # type: ignore[arg-type]
     again = checkpoint(lambda *given: linear(Recipe(scaled, *given), weight), *inputs, use_reentrant=False)
     torch.testing.assert_close(gradients(again, weight, *inputs), gradients(plain, weight, *inputs))
+
+
+def test_a_layer_that_is_watched_or_wrapped_is_called() -> None:
+    """Adapters (LoRA) replace layers, and tools hook them: neither may be passed over in silence."""
+    x, layer = torch.randn(2, 3, 4), nn.Linear(4, 5)
+    expected = layer(torch.relu(x))
+    torch.testing.assert_close(call(layer, Recipe(torch.relu, x)), expected)
+    seen: list[Any] = []
+    handle = layer.register_forward_hook(lambda module, given, made: seen.append(made))
+    torch.testing.assert_close(call(layer, Recipe(torch.relu, x)), expected)
+    assert len(seen) == 1
+    handle.remove()
+
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    adapted = Adapted(4, 5)
+    adapted.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(call(adapted, Recipe(torch.relu, x)), expected + 1)
+    torch.testing.assert_close(call(adapted, torch.relu(x)), expected + 1)

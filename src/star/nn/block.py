@@ -11,7 +11,7 @@ from star.nn.cache import KVCache
 from star.nn.gelu import gelu
 from star.nn.masks import Visibility
 from star.nn.position import Rotation
-from star.nn.recipe import Recipe, linear
+from star.nn.recipe import Recipe, call
 
 NORM_EPS = 1e-6
 
@@ -43,8 +43,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor | Recipe) -> Tensor:
         """Change every token of x (B, L, C) on its own."""
-        inner = linear(x, self.inner.weight, self.inner.bias)
-        return linear(Recipe(gelu, inner), self.out.weight, self.out.bias)
+        return call(self.out, Recipe(gelu, call(self.inner, x)))
 
 
 class AdaptiveNorm(nn.Module):

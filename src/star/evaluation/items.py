@@ -43,7 +43,7 @@ class ImageItem:
     Args:
         metric: scores pictures; see `star.types.ImageMetric`.
         prompts: what is drawn; None follows the first metric of the command that has prompts, or `prompts=FILE`, or
-            `fallback`.
+            the captions of a reference that was given, or `fallback`.
         fallback: what is drawn when there is nothing to follow.
         reference: what pictures are compared with; None for metrics that compare with nothing.
         sampling: the protocol's preset; None is the checkpoint's own.
@@ -155,7 +155,8 @@ class ImageItem:
             return context.followed.prompts, context.followed.sampling
         if context.prompt_file is not None:
             return context.prompt_file, self.sampling
-        return (self.fallback, self.sampling) if context.images is None else (None, None)
+        given = self.reference is not None and self.reference.source is not None and self.reference.has_captions
+        return (self.fallback, self.sampling) if context.images is None and not given else (None, None)
 
     def _drawn(self, context: Context) -> Drawn:
         source, preset = self._source(context)

@@ -82,3 +82,17 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
     assert "is no card" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"metric": "x"}', '{"cards": [1]}', '{"cards": {"x": {"metric": "x"}}}', "\xff"])
+def test_files_that_are_no_cards_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "card.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"card\.json is no card of evaluate\.py"):
+        read_run(tmp_path)
+
+
+def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([f"out={tmp_path / 'report'}"])
+    assert "give at least one RUN" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()

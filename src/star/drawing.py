@@ -26,6 +26,8 @@ from star.utils.progress import StepBar
 log = logging.getLogger(__name__)
 
 LAYOUTS = ("flat", "geneval")
+# what a protocol notes of its own pictures and its scorer's file of a prompt doesn't hold
+_BOOKKEEPING = ("index", "image", "file", "place")
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ def _write_index(out: Path, requests: Sequence[Request], layout: str) -> None:
         for request in requests:
             folder = (out / request.file).parent.parent
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metadata.jsonl").write_text(json.dumps(dict(request.metadata)) + "\n")
+            ours = _BOOKKEEPING if "place" in request.metadata else ()
+            line = {name: value for name, value in request.metadata.items() if name not in ours}
+            (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")
     lines = [{"file": request.file, "prompt": request.prompt, "seed": request.seed} for request in requests]
     index = "".join(json.dumps(line) + "\n" for line in lines)
     write_atomically(out / "index.jsonl", lambda path: _write(path, index))

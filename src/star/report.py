@@ -48,8 +48,10 @@ def read_run(path: Path) -> Run:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         cards = content["cards"] if "cards" in content else {content["metric"]: content}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no card of evaluate.py: {error}") from error
+        for card in cards.values():
+            _key(card["metric"], card)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no card of evaluate.py: {type(error).__name__} {error}") from error
     return Run(file.parent.name, cards)
 
 
@@ -178,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [word for word in parsed.runs if word.startswith("out=")]
     out = Path(parsed.out or (given[-1].removeprefix("out=") if given else "outputs/report"))
     paths = [Path(word) for word in parsed.runs if not word.startswith("out=")]
+    if not paths:
+        parser.error("give at least one RUN: a folder that evaluate.py wrote, or a card.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         runs = named([read_run(path) for path in paths], paths)

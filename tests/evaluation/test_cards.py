@@ -9,16 +9,15 @@ from star.evaluation.report import as_text, write_report
 from star.utils.cli import compose, plain
 
 CONF = Path(__file__).parents[2] / "conf" / "metric"
-VARIANTS = {"none", "reconstruction_full"}
 
 
 def test_protocols_are_frozen() -> None:
     """A protocol changes only with a commit that says why: then its new hash goes into protocols.json."""
     now = {}
     for path in sorted(CONF.glob("*.yaml")):
-        if path.stem not in VARIANTS:
-            items = plain(compose("evaluate", [f"metric={path.stem}"]))["metric"]["items"]
-            now[path.stem] = protocol_hash(items[path.stem])
+        for name, item in plain(compose("evaluate", [f"metric={path.stem}"]))["metric"]["items"].items():
+            assert path.stem in (name, f"{name}_full")
+            now[path.stem] = protocol_hash(item)
     assert now == frozen_protocols()
 
 
@@ -36,6 +35,13 @@ def test_changed_settings_are_not_the_standard_number() -> None:
     changed = make_card("shapes", {**item, "seed": 9}, result, shared={}, seconds=1.0)
     assert not changed["standard"]
     assert changed["deviations"][0].startswith("settings differ from the protocol shapes")
+
+
+def test_the_full_reconstruction_is_a_protocol_of_its_own() -> None:
+    item = plain(compose("evaluate", ["metric=reconstruction_full"]))["metric"]["items"]["reconstruction"]
+    card = make_card("reconstruction", item, Result(30.0, "psnr@256", 10), shared={}, seconds=1.0)
+    assert card["standard"]
+    assert card["protocol"]["name"] == "reconstruction_full"
 
 
 def test_card_says_what_it_takes_to_get_the_number_again(tmp_path: Path) -> None:

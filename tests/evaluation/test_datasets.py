@@ -52,6 +52,30 @@ def test_mjhq_missing_and_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         MJHQ(tmp_path, per_category=0)
 
 
+def test_pictures_that_were_not_unpacked_are_missed_before_anything_is_drawn(mjhq: Path) -> None:
+    for name in ("art1", "art2"):
+        (mjhq / "data_meta" / "art" / f"{name}.jpg").unlink()
+    (message,) = MJHQ(mjhq).reference_missing()
+    assert "pictures (2 of them, e.g. art/art1.jpg) not found" in message
+    Image.new("RGB", (8, 8)).save(mjhq / "data_meta" / "art" / "art1.png")
+    assert "(1 of them, e.g. art/art2.jpg)" in next(MJHQ(mjhq).reference_missing())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"x": {"category": "art"}}', '{"x": {"prompt": "a"}}', '{"x": 3}'])
+def test_a_broken_file_of_prompts_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "meta_data.json").write_text(text)
+    for source in (MJHQ(tmp_path), MJHQ(tmp_path, per_category=1)):
+        with pytest.raises(ValueError, match=r"meta_data\.json"):
+            source.load()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_val2014.json").write_text(text)
+    with pytest.raises(ValueError, match=r"captions_val2014\.json"):
+        COCO(tmp_path).load()
+    (tmp_path / "benchmark-prompts.json").write_text('[{"id": "1"}]')
+    with pytest.raises(ValueError, match=r"benchmark-prompts\.json: every entry has an id and a prompt"):
+        ImageRewardPrompts(tmp_path).load()
+
+
 def test_coco_takes_one_caption_of_each_picture(tmp_path: Path) -> None:
     assert "captions_val2014.json" in next(COCO(tmp_path).iterate_missing())
     assert "val2014" in next(COCO(tmp_path).reference_missing())
@@ -63,6 +87,10 @@ def test_coco_takes_one_caption_of_each_picture(tmp_path: Path) -> None:
     (tmp_path / "annotations" / "captions_val2014.json").write_text(json.dumps(content))
     records = COCO(tmp_path, num_prompts=3).load().records
     assert len({record["picture"] for record in records}) == 3
+    (tmp_path / "val2014").mkdir()
+    for i in range(4):
+        (tmp_path / "val2014" / f"{i}.jpg").touch()
+    assert "(1 of them, e.g. 4.jpg)" in next(COCO(tmp_path).reference_missing())
     assert all(record["prompt"] == f"caption {int(record['picture'][0]) + 5}" for record in records)
 
 

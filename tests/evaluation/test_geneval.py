@@ -50,7 +50,7 @@ def test_export_makes_the_official_folders(tiny_checkpoint: Path, settings: Sett
     result = item.run(context)
     folder = Path(result.facts["pictures"])
     assert result.value is None
-    assert json.loads((folder / "00002" / "metadata.jsonl").read_text())["prompt"] == build_prompts()[2]["prompt"]
+    assert json.loads((folder / "00002" / "metadata.jsonl").read_text()) == build_prompts()[2]
     assert sorted(path.name for path in (folder / "00002" / "samples").iterdir()) == ["00000.png", "00001.png"]
 
 

@@ -53,6 +53,12 @@ def test_mixed_sizes_name_both_files(fill: Fill) -> None:
         list(batches([Picture(str(first)), Picture(str(second))], 2))
 
 
+def test_a_share_of_pictures_has_the_size_of_all(fill: Fill) -> None:
+    first, second = *fill("a.png"), *fill("b.png", size=(8, 4))
+    with pytest.raises(ValueError, match=r"different sizes: .*b\.png has 8x4 pixels, .*a\.png has 6x4"):
+        list(batches([Picture(str(second))], 2, like=Picture(str(first))))
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_corrupt_picture_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "broken.png"
@@ -70,9 +76,10 @@ def test_jpeg_where_png_is_asked_is_named(fill: Fill) -> None:
 
 
 def test_jpeg_under_the_name_of_a_png_is_named(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="JPEG")
-    with pytest.raises(ValueError, match=r"a\.png is a JPEG file, the protocol asks for PNG"):
-        list_pictures(tmp_path, only="png")
+    for kind in ("WEBP", "GIF", "JPEG"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format=kind)
+        with pytest.raises(ValueError, match=rf"a\.png is a {kind} file, the protocol asks for PNG"):
+            list_pictures(tmp_path, only="png")
     assert len(list_pictures(tmp_path)) == 1
 
 

@@ -214,6 +214,7 @@ def test_killed_run_goes_on_and_gives_the_same_card(
     for path in [*cut.glob("*[13579].png"), cut / "00016.png"]:
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in cut.glob("*.png")}
+    assert None not in whole["values"].values()
     assert short_run("cut", f"precision={precision}")["values"] == whole["values"]
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert drawn(tmp_path / "cut") == drawn(tmp_path / "whole")
@@ -259,8 +260,12 @@ def test_presets_of_protocol_command_and_checkpoint(tiny_checkpoint: Path, setti
 def test_two_ranks_equal_one(tmp_path: Path, tiny_checkpoint: Path, shapes_shards: Path) -> None:
     arguments = [
         "evaluate.py",
-        "metric=[likelihood,reconstruction]",
+        "metric=[likelihood,reconstruction,fid_folder,kid]",
         f"ckpt={tiny_checkpoint}",
+        f"reference={shapes_shards}",
+        "metric.features=effnet_lite0_b320@128",
+        "metric.items.kid.metric.subset_size=5",
+        "paths.cache=null",
         "batch=5",
         "device=cpu",
     ]
@@ -271,8 +276,11 @@ def test_two_ranks_equal_one(tmp_path: Path, tiny_checkpoint: Path, shapes_shard
     }
     for name, command in commands.items():
         subprocess.run([*command, f"out={tmp_path / name}"], cwd=ROOT, env=environment, check=True, capture_output=True)
-    one, two = (card(tmp_path / name)["values"] for name in commands)
-    assert one == pytest.approx(two, rel=1e-6)
+    one, two = (card(tmp_path / name) for name in commands)
+    assert one["values"] == pytest.approx(two["values"], rel=1e-6)
+    for name in one["values"]:
+        bounds = [found["cards"][name]["interval"] or [] for found in (one, two)]
+        assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)
 
 
 def test_a_fixed_size_is_part_of_the_protocol_and_too_few_pictures_are_told_before(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from star.evaluation.context import Context
+from star.evaluation.run import build
 from star.evaluation.shards import RealPictures
 from star.evaluation.tokenizer import ReconstructionItem
 
@@ -28,6 +29,18 @@ def test_both_tasks_checkpoints_give_the_same_reconstructions(
     assert len(codebook["usage_per_scale"]) == 3
     assert codebook == results[1].results["codebook"]
     assert results[0].label == "psnr@32"
+
+
+def test_other_features_than_the_protocols_are_said_of_the_rfid(tiny_tokenizer: Path, settings: Settings) -> None:
+    words = (
+        "metric=reconstruction_full",
+        "metric.features=effnet_lite0_b320@128",
+        "metric.items.reconstruction.lpips=null",
+    )
+    context = Context(settings(f"ckpt={tiny_tokenizer}", *words))
+    result = build(context.config["metric"]["items"]["reconstruction"]).run(context)
+    assert result.results["rfid"] > 0
+    assert result.deviations == ["rFID: effnet_lite0_b320@128 features instead of torch_fidelity"]
 
 
 def test_suite_instead_of_shards(tiny_tokenizer: Path, settings: Settings) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from star.metrics.base import ScoreMean, as_uint8, bootstrap, check
+from star.metrics.base import ScoreMean, as_uint8, bootstrap, bootstrap_tasks, check
 
 
 class Brightness(ScoreMean):
@@ -31,6 +31,14 @@ def test_interval_holds_the_mean_and_shrinks_with_more_values() -> None:
     wide, narrow = bootstrap(values[:40]), bootstrap(values)
     assert narrow[0] < values.mean() < narrow[1]
     assert narrow[1] - narrow[0] < wide[1] - wide[0]
+
+
+def test_interval_does_not_depend_on_the_order() -> None:
+    values, groups = torch.randn(50), torch.arange(50) % 3
+    order = torch.randperm(50)
+    assert bootstrap(values, groups) == pytest.approx(bootstrap(values[order], groups[order]), rel=1e-12)
+    rows = [{"tag": "ab"[i % 2], "prompt": str(i // 4), "correct": i % 3 == 0} for i in range(40)]
+    assert bootstrap_tasks(rows) == pytest.approx(bootstrap_tasks(rows[::-1]), rel=1e-12)
 
 
 def test_groups_weigh_the_same_whatever_their_size() -> None:

@@ -67,6 +67,17 @@ def test_score_is_the_mean_cosine_and_long_captions_are_cut(model: ClipModel) ->
     assert metric.deviations() == ["clip.pt is not the published file ViT-L-14.pt"]
 
 
+def test_groups_are_the_same_however_ranks_share_the_pictures(model: ClipModel) -> None:
+    images, prompts = torch.rand(6, 3, 40, 40), [{"prompt": "word " * i, "place": i} for i in range(6)]
+    spreads = []
+    for world in (1, 2):
+        metric = ClipScore(model=model, group_size=2)
+        for rank in range(world):
+            metric.update(images[rank::world], prompts[rank::world])
+        spreads.append(metric.compute()["group_std"]["all"])
+    assert spreads[0] == pytest.approx(spreads[1], rel=1e-5)
+
+
 def test_files_in_other_wrappings(model: ClipModel, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from star.metrics.assets import AssetFile
-from star.metrics.features import CHOICES, ClipFeatures, EffNetFeatures, FeatureNetwork, InceptionFeatures, choose
+from star.metrics.features import (
+    CHOICES,
+    OFFLINE,
+    ClipFeatures,
+    EffNetFeatures,
+    FeatureNetwork,
+    InceptionFeatures,
+    choose,
+)
 
 
 class Fake(InceptionFeatures):
@@ -49,6 +57,14 @@ def test_every_choice_says_what_it_needs(name: str, monkeypatch: pytest.MonkeyPa
     assert isinstance(network, kinds)
     messages = list(network.iterate_missing())
     assert messages == [] or "metric=x" in messages[0]
+
+
+def test_no_substitute_is_offered_where_none_would_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("STAR_ASSETS", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    offers = [OFFLINE in next(choose("torch_fidelity", hint=hint).iterate_missing()) for hint in (None, "")]
+    assert offers == [True, False]
 
 
 def test_unknown_choice() -> None:

@@ -46,3 +46,19 @@ def test_metric_keeps_both_sides_and_wants_enough_pictures() -> None:
     kept.update(images, [{}] * 12)
     with pytest.raises(ValueError, match=r"at least 20 pictures on each side, got 12 and 14: .*subset_size=null"):
         kept.compute()
+
+
+def test_subsets_do_not_depend_on_how_ranks_share_the_pictures() -> None:
+    images, real = torch.rand(12, 3, 2, 2), torch.rand(14, 3, 2, 2)
+    values = []
+    for world in (1, 2):
+        # what the processes of a command see, one after the other, is how their states are gathered
+        metric = KernelDistance(features=Pixels(), subset_size=4, subsets=5)  # type: ignore[arg-type]
+        for rank in range(world):
+            metric.update(images[rank::world], [{"index": i} for i in range(rank, 12, world)])
+            metric.update_reference(real[rank::world], [{"index": i} for i in range(rank, 14, world)])
+        kept = KernelDistance(features=Pixels(), subset_size=4, subsets=5)  # type: ignore[arg-type]
+        kept.set_reference_arrays(metric.reference_arrays())
+        kept.update(images, [{"index": i} for i in range(12)])
+        values += [metric.compute()["value"], kept.compute()["value"]]
+    assert values == pytest.approx([values[0]] * 4, rel=1e-12)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from star.evaluation.datasets import DatasetFolder
 from star.evaluation.prompts import PromptSet
+from star.metrics.json_lines import read_json
 
+_PROMPTS = "benchmark-prompts.json"
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 
 
@@ -32,13 +33,18 @@ class ImageRewardPrompts(DatasetFolder):
 
     def iterate_missing(self) -> Iterator[str]:
         """The prompts."""
-        if not (self.root / "benchmark-prompts.json").is_file():
+        if not (self.root / _PROMPTS).is_file():
             yield self.message("ImageReward's benchmark-prompts.json", self.source)
 
     def load(self) -> PromptSet:
         """The prompts in the file's order."""
-        entries = read_list(self.root / "benchmark-prompts.json")
-        records = [{"prompt": str(e["prompt"]), "index": i, "stem": plain_name(e["id"])} for i, e in enumerate(entries)]
+        entries = read_list(self.root / _PROMPTS)
+        try:
+            records = [
+                {"prompt": str(e["prompt"]), "index": i, "stem": plain_name(e["id"])} for i, e in enumerate(entries)
+            ]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.root / _PROMPTS}: every entry has an id and a prompt ({error!r})") from error
         return PromptSet("image_reward", tuple(records), num_images=self.num_images, seed=self.seed, layout="named")
 
 
@@ -80,10 +86,7 @@ def read_list(path: Path) -> list[Any]:
         ValueError: when the file holds anything else.
 
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, list):
         raise ValueError(f"{path} holds no list of prompts")
     return content

@@ -106,7 +106,10 @@ def make_card(
     """
     digest = protocol_hash(item)
     deviations = list(result.deviations)
-    if frozen_protocols().get(name) != digest:
+    frozen = frozen_protocols().items()
+    # `reconstruction_full` is a protocol of the metric `reconstruction`
+    known = [key for key, value in frozen if value == digest and (key == name or key.startswith(f"{name}_"))]
+    if not known:
         deviations.insert(0, f"settings differ from the protocol {name} (hash {digest})")
     return {
         "metric": name,
@@ -118,7 +121,7 @@ def make_card(
         "standard": not deviations,
         "deviations": deviations,
         "results": dict(result.results),
-        "protocol": {"name": name, "hash": digest, "settings": _global(item)},
+        "protocol": {"name": known[0] if known else name, "hash": digest, "settings": _global(item)},
         **shared,
         "facts": dict(result.facts),
         "libraries": library_versions(),

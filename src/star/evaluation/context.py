@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from star.checkpoints import io
 from star.checkpoints.fingerprint import fingerprint
 from star.checkpoints.named import locate_named
 from star.checkpoints.parts import WITH_GENERATOR
+from star.data.sources import expand_urls
 from star.drawing import check_source, claim, device_of, draw, merge_preset, open_pipeline, refined_by, resolve_sampling
 from star.evaluation.pictures import Picture, match
 from star.evaluation.prompts import PromptFile, PromptSet, PromptSource
@@ -104,8 +105,10 @@ class Context:
 
     @property
     def are_shards(self) -> bool:
-        """Whether `images=` names shards."""
-        return self.images is not None and self.images.suffix == ".tar" and not self.images.is_dir()
+        """Whether `images=` names shards, or a folder of shards."""
+        if self.images is None or not self.images.is_dir():
+            return self.images is not None and self.images.suffix == ".tar"
+        return any(self.images.glob("*.tar"))
 
     @property
     def store(self) -> Path:
@@ -126,10 +129,28 @@ class Context:
         if self.images is not None:
             if not self.images.is_dir() and not self.are_shards:
                 yield f"images={self.images} is no folder of pictures (nor shards, *.tar)"
+            elif self.are_shards:
+                try:
+                    expand_urls(str(self.images), "images")
+                except ValueError as error:
+                    yield str(error)
         else:
             yield from self.missing_checkpoint(
                 f"{what}, or images=DIR to score pictures that are there already", *WITH_GENERATOR
             )
+
+    def wrong_images(self, prompts: PromptSet) -> Iterator[str]:
+        """With `check=true`, why the pictures of `images=` aren't those of the prompts: a run says so by itself."""
+        yield from self.trouble(lambda: self.pictures(prompts))
+
+    def trouble(self, find: Callable[[], Drawn]) -> Iterator[str]:
+        """With `check=true`, what is wrong with the pictures of `images=` that `find` finds."""
+        if not self.config["check"] or self.images is None or list(self.missing_pictures("")):
+            return
+        try:
+            find()
+        except (OSError, ValueError) as error:
+            yield str(error)
 
     @property
     def model_name(self) -> str | None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from star.evaluation.pictures import Picture
 from star.evaluation.prompts import PromptSet
 from star.metrics.assets import ENVIRONMENT
+from star.metrics.json_lines import read_json
 
 MJHQ_CATEGORIES = ("animals", "art", "fashion", "food", "indoor", "landscape", "logo", "people", "plants", "vehicles")
 _MJHQ_COUNT = 3000
+_MJHQ_SUFFIXES = (".jpg", ".png")
 
 
 class DatasetFolder:
@@ -38,6 +39,11 @@ class DatasetFolder:
         if self.given is not None:
             return Path(self.given).expanduser()
         return Path(os.environ.get(ENVIRONMENT, f"${ENVIRONMENT}")).expanduser() / self.name
+
+    def incomplete(self, what: str, names: Sequence[str], source: str) -> Iterator[str]:
+        """What is said about files that a folder lacks, as after an archive was unpacked in part."""
+        if names:
+            yield self.message(f"{what} ({len(names)} of them, e.g. {names[0]})", source)
 
     def message(self, what: str, source: str) -> str:
         """One sentence about what isn't there."""
@@ -74,16 +80,23 @@ class COCO(DatasetFolder):
         """The pictures."""
         if not (self.root / "val2014").is_dir():
             yield self.message("COCO's pictures val2014/", self.source)
+        elif self._captions.is_file():
+            there = set(os.listdir(self.root / "val2014"))
+            lacking = [record["picture"] for record in self.load().records if record["picture"] not in there]
+            yield from self.incomplete("COCO's pictures val2014/", lacking, self.source)
 
     def load(self) -> PromptSet:
         """The captions, sorted by picture."""
         if not self._captions.is_file():
             raise FileNotFoundError(next(self.iterate_missing()))
-        content = json.loads(self._captions.read_text(encoding="utf-8"))
-        names = {image["id"]: image["file_name"] for image in content["images"]}
+        content = read_json(self._captions)
         first: dict[int, str] = {}
-        for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
-            first.setdefault(entry["image_id"], entry["caption"].strip())
+        try:
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
+                first.setdefault(entry["image_id"], entry["caption"].strip())
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self._captions} isn't COCO's file of captions ({error!r})") from error
         ids = sorted(first)
         chosen = sorted(random.Random(0).sample(ids, min(self.num_prompts, len(ids))))
         records = [{"prompt": first[key], "index": i, "picture": names[key]} for i, key in enumerate(chosen)]
@@ -128,12 +141,19 @@ class MJHQ(DatasetFolder):
         lacking = [name for name in MJHQ_CATEGORIES if not (self._pictures / name).is_dir()]
         if lacking:
             yield self.message(f"MJHQ-30K's pictures of {', '.join(lacking)}", self.source)
+        elif self._metadata is not None:
+            listed = ((name, os.path.splitext(file)) for name in MJHQ_CATEGORIES for file in self._listed(name))
+            there = {f"{name}/{stem}" for name, (stem, suffix) in listed if suffix in _MJHQ_SUFFIXES}
+            absent = [f"{record['stem']}.jpg" for record in self.load().records if record["stem"] not in there]
+            yield from self.incomplete("MJHQ-30K's pictures", absent, self.source)
 
     def load(self) -> PromptSet:
         """The prompts in the order of the file, or the fixed subset by category."""
         if self._metadata is None:
             raise FileNotFoundError(next(self.iterate_missing()))
-        entries = json.loads(self._metadata.read_text(encoding="utf-8"))
+        entries = read_json(self._metadata)
+        if not isinstance(entries, dict):
+            raise ValueError(f"{self._metadata} holds no entries by id but a {type(entries).__name__}")
         chosen = list(entries) if self.per_category is None else self._subset(entries)
         records = [self._record(index, key, entries[key]) for index, key in enumerate(chosen)]
         return PromptSet("mjhq", tuple(records), seed=self.seed, layout="named")
@@ -141,7 +161,7 @@ class MJHQ(DatasetFolder):
     def reference(self) -> Iterator[Picture]:
         """The real pictures of the same prompts."""
         for record in self.load().records:
-            found = [self._pictures / f"{record['stem']}{suffix}" for suffix in (".jpg", ".png")]
+            found = [self._pictures / f"{record['stem']}{suffix}" for suffix in _MJHQ_SUFFIXES]
             yield Picture(str(next((path for path in found if path.is_file()), found[0])), record)
 
     @property
@@ -163,12 +183,20 @@ class MJHQ(DatasetFolder):
         """`per_category` ids of each category: the authors' own subset depends on a hash seed nobody knows."""
         chosen: list[str] = []
         for name in MJHQ_CATEGORIES:
-            ids = sorted(key for key, entry in entries.items() if entry["category"] == name)
+            ids = sorted(key for key, entry in entries.items() if self._field(key, entry, "category") == name)
             chosen += random.Random(42).sample(ids, min(self.per_category or len(ids), len(ids)))
         return chosen
 
+    def _listed(self, category: str) -> list[str]:
+        return os.listdir(self._pictures / category)
+
+    def _field(self, key: str, entry: Mapping[str, Any], name: str) -> str:
+        if not isinstance(entry, Mapping) or name not in entry:
+            raise ValueError(f"{self._metadata}: entry {key!r} has no {name}")
+        return str(entry[name])
+
     def _record(self, index: int, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-        category, prompt = str(entry["category"]), str(entry["prompt"])
+        category, prompt = self._field(key, entry, "category"), self._field(key, entry, "prompt")
         if category not in MJHQ_CATEGORIES or "/" in key or ".." in key:
             raise ValueError(f"{self._metadata}: entry {key!r} has an unknown category {category!r} or no plain id")
         return {"prompt": prompt, "index": index, "category": category, "stem": f"{category}/{key}"}

@@ -81,8 +81,11 @@ class DPGItem(DatasetFolder):
             if not self.answers.is_file():
                 yield f"no file of answers {self.answers}"
             return
-        yield from self.iterate_missing()
+        lacking = list(self.iterate_missing())
+        yield from lacking
         yield from context.missing_pictures("metric=dpg")
+        if not lacking:
+            yield from context.wrong_images(self.load())
         if not self.export and self.vqa is None:
             yield (
                 "DPG-Bench needs a VQA model (mPLUG-large of modelscope): export the grids with "

@@ -74,6 +74,8 @@ class GenEvalItem:
                 yield f"no result file {self.results}"
             return
         yield from context.missing_pictures("metric=geneval")
+        if self.prompts is not None:
+            yield from context.wrong_images(self.prompts)
         if not self.export:
             yield from [HOW] if self.detector is None else self.detector.iterate_missing()
 

@@ -43,7 +43,7 @@ class ImageItem:
     Args:
         metric: scores pictures; see `star.types.ImageMetric`.
         prompts: what is drawn; None follows the first metric of the command that has prompts, or `prompts=FILE`, or
-            `fallback`.
+            the captions of a reference that was given, or `fallback`.
         fallback: what is drawn when there is nothing to follow.
         reference: what pictures are compared with; None for metrics that compare with nothing.
         sampling: the protocol's preset; None is the checkpoint's own.
@@ -81,6 +81,7 @@ class ImageItem:
         reference = self.comparison(context)
         if reference is not None:
             yield from reference.missing(context)
+            yield from reference.uncategorized(getattr(self.metric, "categories", ()))
         yield from context.missing_pictures("pictures")
         source, _ = self._source(context)
         if source is not None:
@@ -88,11 +89,14 @@ class ImageItem:
             yield from lacking
             if not lacking:
                 yield from self._too_few(len(source.load()))
+                yield from context.trouble(lambda: self._drawn(context))
         elif context.images is None:
             if reference is None or not reference.has_captions:
                 yield "no prompts to draw pictures for: set prompts=FILE, or name a metric with prompts before this one"
         elif self.needs_prompts and not context.are_shards and not (context.images / "index.jsonl").is_file():
             yield f"no captions for images={context.images}: give it an index.jsonl (file, prompt), or prompts=FILE"
+        else:
+            yield from context.trouble(lambda: self._drawn(context))
 
     def _too_few(self, count: int) -> Iterator[str]:
         """Said before hours are spent on drawing them."""
@@ -111,7 +115,7 @@ class ImageItem:
         reference = self.comparison(context)
         if reference is not None:
             reference.show(metric, context, drawn.pictures[0])
-        for images, records in batches(context.ranks.share(drawn.pictures), context.batch):
+        for images, records in batches(context.ranks.share(drawn.pictures), context.batch, like=drawn.pictures[0]):
             metric.update(images.to(context.device), records)
         # a rank without pictures has to take part in the gathering, too
         metric.update(torch.zeros(0, 3, 1, 1, device=context.device), [])
@@ -151,7 +155,8 @@ class ImageItem:
             return context.followed.prompts, context.followed.sampling
         if context.prompt_file is not None:
             return context.prompt_file, self.sampling
-        return (self.fallback, self.sampling) if context.images is None else (None, None)
+        given = self.reference is not None and self.reference.source is not None and self.reference.has_captions
+        return (self.fallback, self.sampling) if context.images is None and not given else (None, None)
 
     def _drawn(self, context: Context) -> Drawn:
         source, preset = self._source(context)
@@ -160,7 +165,10 @@ class ImageItem:
         if context.images is None:
             return context.pictures(self._reference_captions(context), self.sampling)
         if context.are_shards:
-            return Drawn(context.images, list(pictures_of_shards(str(context.images))))
+            found = list(pictures_of_shards(str(context.images), key="images", only=context.config["format"]))
+            if self.needs_prompts:
+                _require_captions(found)
+            return Drawn(context.images, found)
         return Drawn(context.images, loose_pictures(context.images, only=context.config["format"]))
 
     def comparison(self, context: Context) -> Reference | None:
@@ -176,8 +184,17 @@ class ImageItem:
         reference = self.comparison(context)
         if reference is None:
             raise ValueError("no prompts to draw pictures for: set prompts=FILE")
-        captions = [str(picture.record["prompt"]) for picture in reference.pictures(context)]
+        pictures = list(reference.pictures(context))
+        _require_captions(pictures)
+        captions = [str(picture.record["prompt"]) for picture in pictures]
         return PromptSet("captions", tuple({"prompt": text, "index": i} for i, text in enumerate(captions)))
+
+
+def _require_captions(pictures: Sequence[Picture]) -> None:
+    """Raise a ValueError that names the first picture without a caption: an empty one would score all the same."""
+    bare = next((picture for picture in pictures if not picture.record.get("prompt")), None)
+    if bare is not None:
+        raise ValueError(f"{bare.name} has no caption: a shard holds it as a .txt file beside the picture")
 
 
 def _words(preset: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +220,7 @@ def loose_pictures(folder: Path, *, only: str | None) -> list[Picture]:
             raise ValueError(f"{index} lists {folder / row['file']}, which isn't there")
         if only is not None:
             check_kind(folder / row["file"], only)
-    return [Picture(str(folder / row["file"]), {**row, "index": i}) for i, row in enumerate(rows)]
+    return [Picture(str(folder / row["file"]), {**row, "index": i, "place": i}) for i, row in enumerate(rows)]
 
 
 def some(pictures: Sequence[Picture], number: int = 16) -> list[tuple[Picture, str]]:

@@ -24,7 +24,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 # decoding releases the interpreter: as many as there are cores keep a fast network fed
 THREADS = max(2, min(16, os.cpu_count() or 2))
 # how lossy files begin, whatever they are called
-_LOSSY = {b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
+_LOSSY = {b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP", b"GIF8": "GIF"}
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,17 @@ def list_pictures(folder: Path, *, only: str | None = None) -> list[Path]:
 
 def check_kind(file: Path, only: str) -> None:
     """Raise a ValueError that names the file unless it is of the kind `only`: a lossy copy isn't what was drawn."""
-    kind = file.suffix.lstrip(".").lower()
+    with file.open("rb") as opened:
+        check_content(str(file), file.suffix.lstrip(".").lower(), opened.read(4), only)
+
+
+def check_content(name: str, kind: str, data: bytes, only: str) -> None:
+    """The same for a picture of that name and suffix, by how its content begins."""
     if kind == only:
-        with file.open("rb") as opened:
-            start = opened.read(4)
-        kind = next((name for magic, name in _LOSSY.items() if start.startswith(magic)), only)
+        kind = next((lossy for magic, lossy in _LOSSY.items() if data.startswith(magic)), only)
     if kind.lower() != only:
         raise ValueError(
-            f"{file} is a {kind.upper()} file, the protocol asks for {only.upper()}: lossy copies score differently "
+            f"{name} is a {kind.upper()} file, the protocol asks for {only.upper()}: lossy copies score differently "
             "(format=null takes any)"
         )
 
@@ -190,6 +193,7 @@ def batches(
     size: int,
     *,
     prepare: Prepare | None = None,
+    like: Picture | None = None,
     threads: int = THREADS,
 ) -> Iterator[tuple[Tensor, list[Mapping[str, Any]]]]:
     """Read pictures ahead of their use, in order.
@@ -198,6 +202,7 @@ def batches(
         pictures: what to read.
         size: pictures per batch; the last one may be smaller.
         prepare: resizes or crops a picture.
+        like: a picture whose size all must have; None takes the first one's.
         threads: that decode.
 
     Yields:
@@ -208,7 +213,7 @@ def batches(
             names the file.
 
     """
-    expected: tuple[str, tuple[int, int]] | None = None
+    expected = None if like is None else (like.name, like.open().size)
     pixels: list[Tensor] = []
     records: list[Mapping[str, Any]] = []
     if size < 1:

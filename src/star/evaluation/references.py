@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from star.data.shards import read_shard
+from star.data.shards import RawSample, ShardError, read_shard
 from star.data.sources import expand_urls
 from star.evaluation.context import Context
-from star.evaluation.pictures import SUFFIXES, Picture, batches, list_pictures
+from star.evaluation.pictures import SUFFIXES, Picture, batches, check_content, list_pictures
 from star.evaluation.shards import RealPictures
 
 log = logging.getLogger(__name__)
@@ -142,14 +142,26 @@ class Reference:
                 yield "nothing to compare with: set reference=DIR, reference='SHARDS/*.tar' or reference=STATISTICS.npz"
             else:
                 yield from RealPictures().missing(context)
-        elif not Path(self.source).exists():
+        elif not Path(self.source).is_dir() and not (self.source.endswith(".npz") and Path(self.source).is_file()):
             if not self._names_shards:
-                yield f"reference={self.source} isn't there: give a folder, shards (*.tar) or statistics (*.npz)"
+                there = "is neither of them" if Path(self.source).exists() else "isn't there"
+                yield f"reference={self.source} {there}: give a folder, shards (*.tar) or statistics (*.npz)"
                 return
             try:
                 expand_urls(self.source, "reference")
             except ValueError as error:
                 yield str(error)
+
+    def uncategorized(self, categories: Sequence[str]) -> Iterator[str]:
+        """Why other pictures than the prompts' own can't be compared category by category."""
+        if self.source is None or not categories or self.source.endswith(".npz"):
+            return
+        lacking = [name for name in categories if not (Path(self.source) / name).is_dir()]
+        if lacking:
+            yield (
+                f"reference={self.source} is compared by category and has no folder of {', '.join(lacking)}: "
+                "sort it into such folders, or compare all at once with metric=fid_folder"
+            )
 
     @property
     def _names_shards(self) -> bool:
@@ -175,7 +187,8 @@ class Reference:
             metric.set_reference_arrays(read_arrays(kept))
             return
         prepare = None if size is None else (lambda image: self.fit(image, size))
-        for images, records in batches(context.ranks.share(pictures), context.batch, prepare=prepare):
+        like = pictures[0] if size is None and pictures else None
+        for images, records in batches(context.ranks.share(pictures), context.batch, prepare=prepare, like=like):
             metric.update_reference(images.to(context.device), records)
         metric.update_reference(torch.zeros(0, 3, 1, 1, device=context.device), [])
         if kept is not None:
@@ -202,7 +215,8 @@ class Reference:
         if self.source is None and self.dataset is not None:
             yield from self.dataset.reference()
         elif self.source is not None and Path(self.source).is_dir() and not list(Path(self.source).glob("*.tar")):
-            yield from (Picture(str(file)) for file in list_pictures(Path(self.source)))
+            files = list_pictures(Path(self.source))
+            yield from (Picture(str(file), {"index": i, "category": file.parent.name}) for i, file in enumerate(files))
         else:
             urls = self.source or [
                 url for each in RealPictures().sources(context).values() for url in _listed(each["urls"])
@@ -233,19 +247,43 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise ValueError(f"{path} is no file of arrays (.npz) that numpy.savez wrote") from error
 
 
-def pictures_of_shards(urls: str | Sequence[str], max_images: int | None = None) -> Iterator[Picture]:
-    """Every picture of shards, in order, with its caption as `prompt`."""
+def pictures_of_shards(
+    urls: str | Sequence[str], max_images: int | None = None, *, key: str = "reference", only: str | None = None
+) -> Iterator[Picture]:
+    """Every picture of shards, in order, with its caption as `prompt`.
+
+    Args:
+        urls: the shards, or a folder that holds them.
+        max_images: stop after so many; None reads all.
+        key: the setting that errors name.
+        only: the kind that all must be, e.g. `png`; None takes any.
+
+    Raises:
+        ValueError: for a shard that isn't there or is damaged, or a picture of another kind; names it.
+
+    """
     count = 0
-    for url in expand_urls(urls, "reference"):
-        for sample in read_shard(url):
-            data = next((content for name, content in sample.files.items() if f".{name}" in SUFFIXES), None)
-            if data is None:
-                continue
+    for url in expand_urls(urls, key):
+        for name, kind, data, sample in _read(url):
             if max_images is not None and count >= max_images:
                 return
+            if only is not None:
+                check_content(name, kind, data, only)
+            text = sample.files["txt"].decode("utf-8", "replace").strip() if "txt" in sample.files else None
+            yield Picture(name, {"index": count} | ({} if text is None else {"prompt": text}), data)
             count += 1
-            text = sample.files.get("txt", b"").decode("utf-8", "replace").strip()
-            yield Picture(f"{url}:{sample.key}", {"prompt": text, "index": count - 1}, data)
+
+
+def _read(url: str) -> Iterator[tuple[str, str, bytes, RawSample]]:
+    """The pictures of a shard: name, suffix, content, and the sample they belong to."""
+    try:
+        for sample in read_shard(url):
+            for kind, data in sample.files.items():
+                if f".{kind}" in SUFFIXES:
+                    yield f"{url}:{sample.key}.{kind}", kind, data, sample
+                    break
+    except ShardError as error:
+        raise ValueError(f"{url} can't be read as a shard: {error} ({error.reason})") from error
 
 
 def _listed(urls: str | Sequence[str]) -> list[str]:

@@ -69,7 +69,8 @@ class ShapesItem:
 
     def missing(self, context: Context) -> Iterator[str]:
         """A model or a folder of pictures."""
-        return context.missing_pictures("metric=shapes")
+        yield from context.missing_pictures("metric=shapes")
+        yield from context.wrong_images(self.prompts)
 
     def run(self, context: Context) -> Result:
         """Draw, detect, judge, and judge what bounds the result from above and below."""

@@ -82,6 +82,8 @@ class ReconstructionItem:
         }
         for part in parts:
             facts |= part.facts()
+        measured = (("rFID", self.fid), ("LPIPS", self.lpips))
+        deviations = [f"{name}: {line}" for name, part in measured if part is not None for line in part.deviations()]
         return Result(
             value=results.pop("value"),
             label=f"psnr@{side[0]}",
@@ -89,6 +91,7 @@ class ReconstructionItem:
             interval=results.pop("interval"),
             results=results,
             facts=facts,
+            deviations=deviations,
         )
 
     def _compare(self, rebuilt: Tensor, images: Tensor) -> None:

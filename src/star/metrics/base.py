@@ -48,7 +48,7 @@ def bootstrap(values: Tensor, groups: Tensor | None = None, *, seed: int = 0) ->
     means = np.zeros(NUM_RESAMPLES)
     names = np.unique(labels)
     for name in names:
-        members = numbers[labels == name]
+        members = np.sort(numbers[labels == name])  # ranks that share pictures gather them in another order
         # drawn one resample at a time: all at once would be 30,000 x 1,000 numbers
         means += [members[rng.integers(len(members), size=len(members))].mean() for _ in range(NUM_RESAMPLES)]
     tail = (1 - LEVEL) / 2
@@ -65,7 +65,7 @@ def bootstrap_tasks(rows: Iterable[Mapping[str, Any]]) -> list[float]:
     by_prompt: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
         by_prompt.setdefault((row["tag"], row["prompt"]), []).append(bool(row["correct"]))
-    tags = list(dict.fromkeys(tag for tag, _ in by_prompt))
+    tags = sorted({tag for tag, _ in by_prompt})
     values = torch.tensor([sum(correct) / len(correct) for correct in by_prompt.values()])
     return bootstrap(values, torch.tensor([tags.index(tag) for tag, _ in by_prompt]))
 
@@ -125,6 +125,16 @@ class ScoreMean(Metric):
 def concatenated(state: Tensor | Sequence[Tensor]) -> Tensor:
     """A `cat` state as one tensor, before or after torchmetrics gathered it."""
     return state if isinstance(state, Tensor) else torch.cat(list(state))
+
+
+def places_of(prompts: Prompts, before: int = 0) -> list[int]:
+    """Each picture's place among all: what its prompt says of it, else behind the `before` earlier ones."""
+    return [prompt.get("place", prompt.get("index", before + i)) for i, prompt in enumerate(prompts)]
+
+
+def ordered(values: Tensor, places: Tensor) -> Tensor:
+    """Gathered values (N, ...) in the order that one process sees them in, however many ranks shared the pictures."""
+    return values[places.argsort(stable=True)]
 
 
 def category_ids(prompts: Prompts, categories: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from star.metrics.base import Prompts, ScoreMean, concatenated
+from star.metrics.base import Prompts, ScoreMean, concatenated, ordered, places_of
 from star.metrics.clip import ClipModel
 
 
@@ -25,6 +25,7 @@ class ClipScore(ScoreMean):
     """
 
     higher_is_better = True
+    places: list[Tensor]
 
     def __init__(
         self,
@@ -41,6 +42,13 @@ class ClipScore(ScoreMean):
         self.scale = scale
         self.group_size = group_size
         self.name = name
+        self.add_state("places", default=[], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, prompts: Prompts) -> None:
+        """Score images (B, 3, H, W) in [0, 1]; prompts with an `index` give them their place in the groups."""
+        before = sum(len(part) for part in self.places)
+        super().update(images, prompts)
+        self.places.append(torch.tensor(places_of(prompts, before), dtype=torch.long, device=self.device))
 
     def score(self, images: Tensor, prompts: Prompts) -> Tensor:
         """Scaled cosines (B,) of pictures (B, 3, H, W) in [0, 1] and their prompts."""
@@ -51,7 +59,8 @@ class ClipScore(ScoreMean):
         """`value`, `interval`, `num_images`, `categories`, and `group_std` by category if pictures are grouped."""
         result = super().compute()
         if self.group_size is not None:
-            scores, members = concatenated(self.scores), concatenated(self.members)
+            places = concatenated(self.places)
+            scores, members = (ordered(concatenated(state), places) for state in (self.scores, self.members))
             names = self.categories or ("all",)
             groups = {name: scores[members == i] for i, name in enumerate(names)}
             result["group_std"] = {name: _spread(part, self.group_size) for name, part in groups.items() if len(part)}

@@ -62,8 +62,9 @@ class Mask2FormerDetector:
     def iterate_missing(self) -> Iterator[str]:
         """The detector's folder and CLIP's file."""
         if self.weights is None or not (self.weights / "config.json").is_file():
+            where = "" if self.weights is None else f" at {self.weights}"
             yield (
-                f"GenEval's detector: no folder of {_REPOSITORY} at {self.weights}; get it from "
+                f"GenEval's detector: no folder of {_REPOSITORY}{where}; get it from "
                 f"https://huggingface.co/{_REPOSITORY} and set metric.items.geneval.detector.weights=FOLDER, or set "
                 "metric.items.geneval.results=FILE of the official scorer, or only draw with "
                 "metric.items.geneval.export=true"

@@ -188,6 +188,7 @@ def choose(
     weights: str | Path | None = None,
     verify_hash: bool = True,
     needed_by: str = "this metric",
+    hint: str | None = None,
 ) -> FeatureNetwork:
     """The features that a protocol asks for, or those that were chosen instead.
 
@@ -197,6 +198,7 @@ def choose(
         weights: the weight file or its folder; None looks where it usually lies.
         verify_hash: refuse another file than the published one.
         needed_by: who asks, for messages.
+        hint: what is said besides when the weights aren't there; None names the features that work offline.
 
     Raises:
         ValueError: for an unknown name.
@@ -207,8 +209,9 @@ def choose(
         raise ValueError(f"metric.features is one of {', '.join(CHOICES)}, got {name!r}")
     kinds = {**dict.fromkeys(INCEPTION_MODES, "inception_fid"), **dict.fromkeys(EFFNET_OUTPUTS, "efficientnet_lite0")}
     asset = kinds.get(name, name)
-    substitute = name not in EFFNET_OUTPUTS
-    hint = f"A substitute that a Python package ships: metric.features={OFFLINE}" if substitute else ""
+    if hint is None:
+        substitute = name not in EFFNET_OUTPUTS
+        hint = f"A substitute that a Python package ships: metric.features={OFFLINE}" if substitute else ""
     file = AssetFile(asset, weights, verify_hash, needed_by=f"{needed_by} ({name} features)", hint=hint)
     if name in CLIP_MODELS:
         network: FeatureNetwork = ClipFeatures(name, file)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from star.metrics.base import Prompts, check, concatenated
+from star.metrics.base import Prompts, check, concatenated, ordered, places_of
 from star.metrics.features import FeatureNetwork
 
 
@@ -54,9 +54,8 @@ class InceptionScore(Metric):
         """Add pictures (B, 3, H, W) in [0, 1]; prompts with an `index` give them their place among all."""
         check(images, prompts)
         before = sum(len(part) for part in self.places)
-        places = [prompt.get("place", prompt.get("index", before + i)) for i, prompt in enumerate(prompts)]
         self.logits.append(self.features.logits(images).float().to(self.device))  # type: ignore[operator]
-        self.places.append(torch.tensor(places, dtype=torch.long, device=self.device))
+        self.places.append(torch.tensor(places_of(prompts, before), dtype=torch.long, device=self.device))
 
     @property
     def least(self) -> int:
@@ -70,9 +69,7 @@ class InceptionScore(Metric):
             ValueError: for fewer pictures than splits.
 
         """
-        logits, places = concatenated(self.logits).cpu().double(), concatenated(self.places).cpu()
-        # the order of one process, however many ranks shared the pictures
-        logits = logits[places.argsort(stable=True)]
+        logits = ordered(concatenated(self.logits), concatenated(self.places)).cpu().double()
         if len(logits) < self.least:
             raise ValueError(
                 f"an Inception Score of {self.splits} splits needs as many pictures, got {len(logits)}: {self.fewer}"

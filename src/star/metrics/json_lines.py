@@ -1,4 +1,4 @@
-"""Files of one JSON object per line, with errors that name the line."""
+"""JSON files, whole or one object per line, with errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: when it isn't JSON; names it.
+
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def read_json_lines(path: Path, parse: Callable[[Mapping[str, Any]], T], *, what: str) -> list[T]:

@@ -76,6 +76,11 @@ class PerceptualDistance(Metric):
         """The backbone, if it isn't there."""
         return self.file.iterate_missing()
 
+    def deviations(self) -> list[str]:
+        """Whether another backbone than the published one was used."""
+        path = self.file.path()
+        return [] if self.file.verified(path) else [f"{path.name} is not the published file {self.file.facts.files[0]}"]
+
     def facts(self) -> dict[str, Any]:
         """For the card."""
         path = self.file.path()

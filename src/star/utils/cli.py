@@ -42,6 +42,10 @@ FREE_TEXT = {
     "paths.hpsv2",
     "shards",
     "metric.weights",
+    "metric.items.geneval.results",
+    "metric.items.geneval.detector.weights",
+    "metric.items.dpg.answers",
+    "metric.items.image_reward.metric.file",
     "data.directory",
     "text_encoder.weights",
 }

@@ -15,7 +15,7 @@ from star.nn.cache import KVCache
 from star.nn.init import calm_modulations, init_weights, shrink_residuals
 from star.nn.masks import ScaleMask, Visibility
 from star.nn.position import AbsolutePosition, Rotary2D, Rotation
-from star.nn.recipe import Recipe, linear
+from star.nn.recipe import Recipe, linear, run
 from star.schedule import ScaleSchedule
 from star.types import Condition
 
@@ -40,7 +40,7 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of hidden states (B, L, C); `pooled` (B, C) is needed by an adaptive head alone."""
         with torch.autocast(hidden.device.type, enabled=False):
-            normed = Recipe(self.norm.forward, hidden.float())
+            normed = Recipe(self._normed, hidden.float())
             if self.modulation is not None:
                 if pooled is None:
                     raise ValueError("an adaptive head needs the condition's pooled vector")
@@ -50,10 +50,14 @@ class Head(nn.Module):
             # half-precision weights are widened, so that a model opened in 16 bits still has an fp32 head
             return linear(normed, self.logits.weight.float(), self.logits.bias.float())
 
+    def _normed(self, hidden: Tensor) -> Tensor:
+        """Normalised hidden states (B, L, C)."""
+        normed: Tensor = run(self.norm, hidden)
+        return normed
+
     def _modulated(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Normalised hidden states (B, L, C), scaled and shifted by (B, 1, C)."""
-        normed: Tensor = self.norm.forward(hidden)
-        return normed * (1 + scale) + shift
+        return self._normed(hidden) * (1 + scale) + shift
 
 
 class STARTransformer(nn.Module):

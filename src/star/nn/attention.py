@@ -14,7 +14,7 @@ from star.nn.cache import KVCache
 from star.nn.masks import Visibility
 from star.nn.position import Rotation, rotate
 from star.nn.prefix import EVERYTHING, attend_prefix
-from star.nn.recipe import Recipe, linear, worthwhile
+from star.nn.recipe import Recipe, linear, run, worthwhile
 
 
 def attend(
@@ -184,7 +184,7 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        q, k = self.norm.forward(q, k, log_scale)
+        q, k = run(self.norm, q, k, log_scale)
         return q.to(v.dtype), k.to(v.dtype), v
 
 

@@ -11,7 +11,7 @@ from star.nn.cache import KVCache
 from star.nn.gelu import gelu
 from star.nn.masks import Visibility
 from star.nn.position import Rotation
-from star.nn.recipe import Recipe, call
+from star.nn.recipe import Recipe, call, run
 
 NORM_EPS = 1e-6
 
@@ -130,18 +130,23 @@ class Block(nn.Module):
         """Tokens (B, L, C) in and out; see `SelfAttention.forward` for what the arguments mean."""
         attend = self.attention
         if self.modulation is None or modulation is None:
-            x = x + self.drop_path(attend(Recipe(self.norm.forward, x), rotation, visibility, cache, layer, scale))
+            x = x + self.drop_path(attend(Recipe(self._normed, x), rotation, visibility, cache, layer, scale))
             x = x + self.text(x, context, context_bias, cache, layer)
-            return x + self.drop_path(self.feed_forward(Recipe(self.norm.forward, x)))
+            return x + self.drop_path(self.feed_forward(Recipe(self._normed, x)))
         gate_a, gate_f, scale_a, scale_f, shift_a, shift_f = self.modulation(modulation)
         inner = Recipe(self._modulated, x, scale_a, shift_a)
         x = x + self.drop_path(attend(inner, rotation, visibility, cache, layer, scale) * gate_a)
         x = x + self.text(x, context, context_bias, cache, layer)
         return x + self.drop_path(self.feed_forward(Recipe(self._modulated, x, scale_f, shift_f)) * gate_f)
 
+    def _normed(self, x: Tensor) -> Tensor:
+        """Normalised tokens (B, L, C)."""
+        normed: Tensor = run(self.norm, x)
+        return normed
+
     def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Normalised tokens (B, L, C), scaled and shifted by (B, 1, C)."""
-        return self.norm.forward(x) * (1 + scale) + shift
+        return self._normed(x) * (1 + scale) + shift
 
     def text(
         self, x: Tensor, context: Tensor | None, bias: Tensor | None, cache: KVCache | None, layer: int
@@ -154,5 +159,5 @@ class Block(nn.Module):
             pair = cross.keys_and_values(context)
         else:
             pair = cache.text(layer, lambda: cross.keys_and_values(context))
-        said = cross(Recipe(self.norm.forward, x), pair, bias)
+        said = cross(Recipe(self._normed, x), pair, bias)
         return said[:1] if self.first_sample_text else said

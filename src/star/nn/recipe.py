@@ -7,6 +7,7 @@ both what goes into them and what comes out. A `Recipe` holds what goes in. The 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +17,21 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 
+class _Pass(threading.local):
+    """Of this thread."""
+
+    again = False  # whether something is made for the second time
+
+
+_pass = _Pass()
+
+
 class Recipe:
     """What `make(*inputs)` would give: one tensor or several.
 
     Args:
-        make: cheap, without randomness; everything that needs a gradient comes in through `inputs`. Of a module its
-            `forward`: in the backward pass, hooks (those of PyTorch's flop counter, say) have no business.
+        make: cheap, without randomness; everything that needs a gradient comes in through `inputs`. Modules in it are
+            called by `run`.
         inputs: what is kept; None stays None.
 
     """
@@ -64,6 +74,14 @@ def linear(x: Tensor | Recipe, weight: Tensor, bias: Tensor | None = None) -> Te
     return product
 
 
+def run(module: nn.Module, *inputs: Any) -> Any:
+    """A module's output, for recipes that contain modules: when it is made again, without the module's hooks.
+
+    They have seen it; and those of PyTorch's flop counter can't run in a backward pass.
+    """
+    return module.forward(*inputs) if _pass.again else module(*inputs)
+
+
 def call(layer: nn.Module, x: Tensor | Recipe) -> Tensor:
     """A layer's output; `linear` where the layer is a plain one that nobody watches, wraps or has put in its place."""
     if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
@@ -81,8 +99,12 @@ def made_again(make: Callable[..., Any], inputs: Sequence[Tensor | None], needed
     """
     own = [None if x is None else x.detach().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
     wanted = [x for x in own if x is not None and x.requires_grad]
-    with torch.enable_grad():
-        made = make(*own)
+    before, _pass.again = _pass.again, True
+    try:
+        with torch.enable_grad():
+            made = make(*own)
+    finally:
+        _pass.again = before
 
     def gradients(*given: Tensor) -> list[Tensor | None]:
         outputs = [made] if isinstance(made, Tensor) else list(made)

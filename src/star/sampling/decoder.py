@@ -248,11 +248,15 @@ class ScaleWiseDecoder:
         draw = self.sampler(hidden, head, Guide(guidance, self.schedule), k, seen)
         if self.constraint is not None:
             draw = self.constraint(draw, k, state)
-        f_hat = quantizer.accumulate(
-            state.f_hat, draw.codes if draw.embeddings is None else draw.embeddings, k, self.schedule
-        )
+        f_hat = self._accumulate(state.f_hat, draw.codes if draw.embeddings is None else draw.embeddings, k)
         state.watch(k, 1, 1)
         return replace(state, f_hat=f_hat, codes=[*state.codes, draw.codes], traces=[*state.traces, draw.trace])
+
+    def _accumulate(self, f_hat: Tensor, drawn: Tensor, k: int) -> Tensor:
+        """f_hat with scale `k`; picture by picture on a CPU, whose convolutions add up otherwise in another batch."""
+        add, size = self.tokenizer.quantizer.accumulate, 1 if f_hat.device.type == "cpu" else len(f_hat)
+        pairs = zip(f_hat.split(size), drawn.split(size), strict=True)
+        return torch.cat([add(one, own, k, self.schedule) for one, own in pairs])
 
 
 def needs_refiner(sampler: Any) -> bool:

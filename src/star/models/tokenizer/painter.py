@@ -70,6 +70,9 @@ class Painter:
         return self._in(self.dtype, f_hat)
 
     def _in(self, dtype: str | None, f_hat: Tensor) -> Tensor:
+        if f_hat.device.type == "cpu" and len(f_hat) > 1:
+            # its convolutions add up in another order in another batch; a picture mustn't depend on its batch
+            return torch.cat([self._in(dtype, one) for one in f_hat.split(1)])
         with _autocast(dtype, f_hat.device):
             if self._is_large(f_hat):
                 painted = torch.cat([self._paint(one, in_strips=True) for one in f_hat.split(1)])

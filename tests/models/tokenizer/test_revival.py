@@ -53,6 +53,15 @@ def test_the_fit_happens_once() -> None:
     assert torch.equal(vq.codebook.weight, fitted)
 
 
+def test_few_vectors_make_no_equal_codes() -> None:
+    vq, care = quantizer(), revival()
+    f = torch.randn(1, 6, 2, 2).repeat(4, 1, 2, 2)  # at most six different vectors for 32 codes
+    care.tend(vq, f, SCHEDULE, Progress(10, 100))
+    assert len(vq.codebook.weight.unique(dim=0)) == 32
+    care.tend(vq, f, SCHEDULE, Progress(15, 100))
+    assert len(vq.codebook.weight.unique(dim=0)) == 32
+
+
 def test_dead_codes_come_to_be_used_and_living_ones_stay() -> None:
     vq, care, f = quantizer(), revival(start=0), features()
     with torch.no_grad():

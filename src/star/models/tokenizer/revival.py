@@ -112,7 +112,7 @@ class CodebookRevival(nn.Module):
             if centres is None:
                 centres = _draw(vectors, quantizer.codebook_size, generator, weights)
             centres = _kmeans(vectors, weights, centres, self.iterations, generator)
-            _write(quantizer, centres)
+            _write(quantizer, _apart(centres, generator))
 
     def _revive(self, quantizer: MultiScaleVQ, f: Tensor, schedule: ScaleSchedule, generator: torch.Generator) -> int:
         """Move dead codes to vectors of this batch that the living ones code badly."""
@@ -124,7 +124,7 @@ class CodebookRevival(nn.Module):
         errors = (vectors - quantizer.lookup(quantizer.nearest(vectors)).float()).square().sum(1)
         entries = quantizer.codebook.weight.detach().float().clone()
         entries[dead] = _draw(vectors, count, generator, weights * errors)
-        _write(quantizer, entries)
+        _write(quantizer, _apart(entries, generator))
         self.usage[:, dead] = 1 / self.usage.shape[1]  # time to be found useful before it is judged again
         return count
 
@@ -156,6 +156,20 @@ def _kmeans(vectors: Tensor, weights: Tensor, centres: Tensor, iterations: int, 
         if lost.any():
             centres[lost] = _draw(vectors, int(lost.sum()), generator, weights)
     return centres
+
+
+def _apart(entries: Tensor, generator: torch.Generator) -> Tensor:
+    """Entries (V, D) of which those that repeat an earlier one are moved by a thousandth of the deviation.
+
+    Few vectors give equal entries. A generator that starts from the codebook would find their codes equally likely to
+    the last digit, and which of them it draws would depend on rounding.
+    """
+    order = torch.arange(len(entries), device=entries.device)
+    group = torch.unique(entries, dim=0, return_inverse=True)[1]
+    first = order.new_full((len(entries),), len(entries)).scatter_reduce(0, group, order, "amin")
+    repeats = (first[group] != order)[:, None]
+    noise = torch.randn(entries.shape, generator=generator).to(entries) * entries.std() * 1e-3
+    return torch.where(repeats, entries + noise, entries)
 
 
 def _write(quantizer: MultiScaleVQ, entries: Tensor) -> None:

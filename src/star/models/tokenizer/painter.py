@@ -30,7 +30,8 @@ class Painter:
         fold_upsampling: double and convolve in one (`double_and_convolve`).
         strips_above: a picture with a longer side than this many pixels is decoded on its own and in strips (see
             `star.models.tokenizer.strips`); None never does; `auto`: above 128 on a CPU, which strips cost nothing,
-            and above 768 elsewhere, where whole batches of smaller pictures fit.
+            and above 768 elsewhere, where whole batches of smaller pictures fit. A CPU decodes smaller pictures on
+            their own, too, so that none depends on its batch.
         hold_weights: keep a copy of the weights in half precision once there is use for it, in place of casting them
             for every picture; previews are then painted in bf16 whatever the rest is. The tokenizer must not change.
 

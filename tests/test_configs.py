@@ -97,6 +97,15 @@ def test_the_tokenizer_of_patches_looks_at_no_other_patch() -> None:
     assert changed.nonzero().tolist() == [[1, 1]]
 
 
+def test_a_pyramid_is_trained_with_scale_dropout() -> None:
+    words = ["task=tokenizer", "experiment=demo", "tokenizer=pyramid"]
+    with pytest.raises(Exception, match="tokenizer_training.scale_dropout=") as refused:
+        instantiate(resolved(words)["module"])
+    setting = str(refused.value).split("set ")[1].split("'")  # as the message has it
+    module = instantiate(resolved([*words, setting[0] + setting[1]])["module"])
+    assert module.scale_dropout.probability == 0.5
+
+
 @pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
 @pytest.mark.parametrize("option", options("sampling"))
 def test_every_preset_is_built(name: str, option: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from star.models.tokenizer.progress import Progress
+from star.models.tokenizer.pyramid import PyramidVQ
 from star.models.tokenizer.quantizer import Quantized
 from star.models.tokenizer.revival import CodebookRevival
 from star.models.tokenizer.scale_dropout import ScaleDropout
@@ -44,7 +45,8 @@ class TokenizerModule(LightningModule):
         seed: of scale dropout and augmentation; each draw also depends on the step and the process.
 
     Raises:
-        ValueError: for an unknown or no trained part, or a revival of another codebook or of a frozen one.
+        ValueError: for an unknown or no trained part, a revival of another codebook or of a frozen one, or a
+            pyramid without scale dropout.
 
     """
 
@@ -73,6 +75,11 @@ class TokenizerModule(LightningModule):
             raise ValueError(
                 f"revival counts {revival.usage.shape[1]} codes on {revival.usage.shape[0]} scales, but there are "
                 f"{tokenizer.quantizer.codebook_size} on {len(schedule)}"
+            )
+        if isinstance(tokenizer.quantizer, PyramidVQ) and scale_dropout is None and "encoder" not in frozen:
+            raise ValueError(
+                "a pyramid's coarse maps learn from pictures made of them alone: set tokenizer_training.scale_dropout="
+                "'{_target_: star.models.tokenizer.scale_dropout.ScaleDropout, probability: 0.5}'"
             )
         self.tokenizer = tokenizer
         self.schedule = schedule

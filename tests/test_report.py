@@ -94,5 +94,5 @@ def test_files_that_are_no_cards_are_named(tmp_path: Path, text: str) -> None:
 def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([f"out={tmp_path / 'report'}"])
-    assert "give at least one RUN" in capsys.readouterr().err
+    assert "give at least one EVALUATION" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

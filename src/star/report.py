@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = Path(parsed.out or (given[-1].removeprefix("out=") if given else "outputs/report"))
     paths = [Path(word) for word in parsed.runs if not word.startswith("out=")]
     if not paths:
-        parser.error("give at least one RUN: a folder that evaluate.py wrote, or a card.json")
+        parser.error("give at least one EVALUATION: a folder that evaluate.py wrote, or a card.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         runs = named([read_run(path) for path in paths], paths)

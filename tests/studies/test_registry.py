@@ -39,6 +39,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"train_tokens": "all", "times faster": 1.0, "times less memory": 1.0},
         {"train_tokens": "local_window", "times faster": 2.0, "times less memory": 2.0},
     ],
+    "window_training": [
+        {"training": "all", "right": 0.3, "share of the time": 1.0},
+        {"training": "window", "right": 0.1, "share of the time": 0.4},
+        {"training": "window, then all", "right": 0.28, "share of the time": 0.6},
+    ],
     "locality": [
         {"block": 0, "near": 0.5, "near, uniform": 0.1, "own scale": 0.8, "own scale, uniform": 0.7},
         {"block": 1, "near": 0.2, "near, uniform": 0.1, "own scale": 0.6, "own scale, uniform": 0.7},
@@ -55,7 +60,7 @@ def test_a_study_is_a_command_that_knows_its_arguments(study: Study) -> None:
         key, equals, _ = word.partition("=")
         assert equals
         assert "{" not in word
-        assert key in own or study.module in ("windows", "positions", "sizes", "progressive"), word
+        assert key in own or study.module in ("windows", "positions", "sizes", "progressive", "window_training"), word
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)

@@ -46,6 +46,19 @@ def test_inspect_names_damaged_shards_and_skipped_samples(
         inspect.inspect([str(tmp_path / "good.tar")], tmp_path / "out", captions={"caption_long": 1.0})
 
 
+def test_a_caption_field_that_no_sample_has_is_said(
+    make_shard: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = make_shard("a", range(3))
+    with caplog.at_level("WARNING"):
+        summary = inspect.inspect([url], tmp_path / "out", captions={"caption_lng": 0.8, "txt": 0.2})
+    assert "no usable sample has the caption field caption_lng" in caplog.text
+    assert summary.facts()["caption_fields"] == {"txt": 3}
+    caplog.clear()
+    inspect.inspect([url], tmp_path / "out")
+    assert not caplog.records
+
+
 def test_the_command_line_of_inspect() -> None:
     parsed = inspect.parse(["a.tar", "captions={long: 0.8, txt: 0.2}", "limit=3"])
     assert parsed == {

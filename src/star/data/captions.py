@@ -101,6 +101,10 @@ class Captions:
             raise SkipSample("caption", "empty")
         return usable
 
+    def present(self, text: str | None, metadata: Mapping[str, Any]) -> list[str]:
+        """Which of the fields a sample has."""
+        return [name for name in self.fields if any(Captions({name: 1.0})._candidates(text, metadata))]
+
     def _candidates(self, text: str | None, metadata: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for name, weight in self.fields.items():
             value = text if name == "txt" else metadata.get(name)

@@ -41,7 +41,7 @@ class Checker:
         data = picture_of(raw.files)
         with open_picture(data) as picture:
             size = picture.size
-        self.summary.add(whole.images[0], whole.captions, size=size, num_bytes=len(data))
+        self.summary.add(whole.images[0], whole.captions, size=size, num_bytes=len(data), fields=whole.fields)
         return size
 
 

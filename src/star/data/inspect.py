@@ -58,6 +58,10 @@ def inspect(
         for url in progress.track(shards, description="inspecting"):
             _look(url, checker, limit)
     write_summary(summary, out, title=f"{len(shards)} shards, {shards[0]} ...")
+    if summary.samples and (absent := [name for name in checker.captions.fields if not summary.fields[name]]):
+        log.warning(
+            "no usable sample has the caption field %s: is it spelt as in the samples' json?", ", ".join(absent)
+        )
     if summary.damaged:
         first = next(iter(summary.damaged.items()))
         raise ValueError(

@@ -47,12 +47,14 @@ class WholeSample:
         images: (N, 3, H, W) uint8, N draws of the transform.
         captions: every caption that may be drawn.
         weights: how often each is, relative to the others.
+        fields: which of the caption fields the pair has.
 
     """
 
     images: Tensor
     captions: list[str]
     weights: list[float]
+    fields: list[str]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class SampleReader:
         """
         data, metadata, text = self._check(raw)
         captions, weights = zip(*self.captions.all(text, metadata), strict=True)
-        return WholeSample(torch.stack([self._read(data, rng) for rng in rngs]), list(captions), list(weights))
+        images = torch.stack([self._read(data, rng) for rng in rngs])
+        return WholeSample(images, list(captions), list(weights), self.captions.present(text, metadata))
 
     def _check(self, raw: RawSample) -> tuple[bytes, Mapping[str, Any], str | None]:
         """The picture's bytes, the json and the text of a sample that passes the filters on its json."""

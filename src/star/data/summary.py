@@ -76,6 +76,7 @@ class Summary:
         shards: how many were read or written.
         skipped: how many samples can't be used, by cause.
         damaged: shards that can't be read to their end, with the cause.
+        fields: in how many usable samples each caption field is.
 
     """
 
@@ -85,13 +86,22 @@ class Summary:
     shards: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     damaged: dict[str, str] = field(default_factory=dict)
+    fields: Counter[str] = field(default_factory=Counter)
     sides: Histogram = field(default_factory=lambda: Histogram(SIDES))
     ratios: Histogram = field(default_factory=lambda: Histogram(RATIOS))
     words: Histogram = field(default_factory=lambda: Histogram(WORDS))
     shown: list[tuple[Tensor, str]] = field(default_factory=list)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def add(self, thumbnail: Tensor, captions: Sequence[str], *, size: tuple[int, int], num_bytes: int) -> None:
+    def add(
+        self,
+        thumbnail: Tensor,
+        captions: Sequence[str],
+        *,
+        size: tuple[int, int],
+        num_bytes: int,
+        fields: Sequence[str] = (),
+    ) -> None:
         """Count a usable sample.
 
         Args:
@@ -99,8 +109,10 @@ class Summary:
             captions: all of it; the first is shown.
             size: width and height of the picture in pixels.
             num_bytes: of its file.
+            fields: which caption fields it has.
 
         """
+        self.fields.update(fields)
         self.samples += 1
         self.bytes += num_bytes
         self.sides.add(min(size))
@@ -124,6 +136,7 @@ class Summary:
             "bytes": self.bytes,
             "skipped": dict(self.skipped.most_common()),
             "damaged": self.damaged,
+            "caption_fields": dict(self.fields.most_common()),
             "short_side": self.sides.bins() | {"mean": round(self.sides.mean, 1)},
             "aspect_ratio": self.ratios.bins() | {"mean": round(self.ratios.mean, 3)},
             "caption_words": self.words.bins() | {"mean": round(self.words.mean, 2)},
@@ -142,6 +155,8 @@ class Summary:
             _bars("Long side / short side", self.ratios.bins()),
             _bars("Words of a caption", self.words.bins()),
         ]
+        if len(self.fields) > 1:
+            tables.append(_bars("Samples with a caption field", dict(self.fields.most_common())))
         if self.skipped:
             tables.append(_bars("Skipped, by cause", dict(self.skipped.most_common())))
         if self.damaged:

@@ -71,7 +71,10 @@ class Gumbel:
 
     Args:
         temperature: of the mixture at the first scale; falls to 5 % of it at the last, and never below 0.005.
-        top_k, top_p: the filter before it.
+        top_k, top_p: the filter before it, see `TopKTopP`.
+
+    Raises:
+        ValueError: for settings out of range.
 
     """
 
@@ -79,13 +82,15 @@ class Gumbel:
         if temperature <= 0:
             raise ValueError(f"a gumbel temperature must be positive, got {temperature}")
         self.temperature = temperature
+        self.filters = TopKTopP(top_k, top_p)
         self.top_k = top_k
         self.top_p = top_p
 
     def __call__(self, hidden: Tensor, head: Head, guide: Guiding, k: int, state: DecodeState) -> Draw:
         """Codes of scale `k` and the mixed embeddings that stand for them."""
         progress = k / max(len(state.schedule) - 1, 1)
-        logits = filter_logits(guide(head(hidden), k) * (1 + progress), self.top_k, self.top_p)
+        logits = guide(head(hidden), k) * (1 + progress)
+        logits = filter_logits(logits, self.filters.clamp(logits), self.top_p)
         noise = exponential(logits.shape, state.generators, logits.device).log().neg()
         temperature = max(self.temperature * (1 - 0.95 * progress), 0.005)
         mixture = ((logits + noise) / temperature).softmax(-1)  # (B, L_k, V)

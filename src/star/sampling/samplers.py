@@ -35,14 +35,17 @@ class TopKTopP:
         temperature: divides the logits.
 
     Raises:
-        ValueError: for a negative top_k, a top_p outside [0, 1] or a temperature that isn't positive.
+        ValueError: for a top_k that is no whole number from 0, a top_p outside [0, 1] or a temperature that isn't
+            positive.
 
     """
 
     def __init__(self, top_k: int = 600, top_p: float = 0.8, *, temperature: float = 1.0) -> None:
-        if top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
+        unset = top_p is None or temperature is None  # null on a command line
+        if unset or not isinstance(top_k, int) or top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
             raise ValueError(
-                f"top_k is at least 0, top_p in [0, 1] the temperature positive: got {top_k}, {top_p}, {temperature}"
+                "top_k is a whole number from 0 (which keeps all), top_p lies in [0, 1], the temperature is positive: "
+                f"got {top_k}, {top_p}, {temperature}"
             )
         self.top_k = top_k
         self.top_p = top_p

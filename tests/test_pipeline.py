@@ -258,6 +258,21 @@ def test_a_refiner_of_another_generator_is_refused(
         STARPipeline.from_checkpoint(checkpoint, sampling=without_refiner(parts, refined))
 
 
+def test_a_refiner_of_other_sizes_is_refused_before_anything_is_drawn(
+    parts: dict[str, Any], checkpoint: Path, refined: STARPipeline, schedule: ScaleSchedule, tmp_path: Path
+) -> None:
+    """A released one doesn't say whose it is."""
+    sizes = {"num_heads": 4, "codebook_size": 32, "code_width": 8, "pooled_width": 8, "num_levels": 4}
+    other = Refiner(width=64, position=Rotary2D(), **sizes)  # type: ignore[arg-type]
+    module = {"refiner": describe(other), "schedule": describe(schedule)}
+    state = {f"refiner.{name}": value for name, value in other.state_dict().items()}
+    torch.save({"state_dict": state, "config": {"task": "sampler", "module": module}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="the refiner has width 64 and 32 codes, the generator 32 and 32"):
+        STARPipeline.from_checkpoint(
+            checkpoint, refiner=tmp_path / "other.ckpt", sampling=without_refiner(parts, refined)
+        )
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_refiner_draws_in_half_precision(refined: STARPipeline, tmp_path: Path, precision: str) -> None:
     refined.save_pretrained(tmp_path / "saved")

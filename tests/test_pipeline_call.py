@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from star.models.conditioning.word_transformer import WordTransformer
+from star.models.refiner import Refiner
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
-from star.nn.position import AbsolutePosition
+from star.nn.position import AbsolutePosition, Rotary2D
 from star.pipeline import STARPipeline
+from star.sampling.causal_driven import CausalDriven
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.samplers import TopKTopP
 from star.schedule import ScaleSchedule
@@ -119,6 +121,22 @@ def test_other_schedules_are_drawn_where_the_model_can(pipeline: STARPipeline) -
     ]:
         with pytest.raises(ValueError, match=message):
             pipeline(PROMPTS[0], schedule=wrong)
+
+
+def test_a_schedule_has_to_suit_the_refiner_too(
+    pipeline: STARPipeline, build_transformer: Callable[..., STARTransformer]
+) -> None:
+    """A generator without level embeddings draws any number of maps."""
+    sizes = {"width": 32, "num_heads": 4, "codebook_size": 32, "code_width": 8, "pooled_width": 8, "num_levels": 4}
+    longer = ScaleSchedule.square(1, 2, 3, 4, 5)
+    pipeline.transformer = build_transformer(pooled_width=8, context_width=8, level_embedding=False).eval()
+    pipeline.refiner = Refiner(position=Rotary2D(), **sizes).eval()  # type: ignore[arg-type]
+    pipeline.set_preset({"sampler": CausalDriven(steps=2, first_scale=-1)})
+    assert pipeline(PROMPTS[0], seeds=0).images
+    with pytest.raises(ValueError, match="has 5 maps, the refiner knows 4 levels"):
+        pipeline(PROMPTS[0], schedule=longer)
+    pipeline.set_preset({"sampler": TopKTopP(16, 0.9)})
+    assert pipeline(PROMPTS[0], seeds=0, schedule=longer).images
 
 
 def test_a_model_with_learned_positions_says_so(

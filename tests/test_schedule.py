@@ -32,6 +32,13 @@ def test_splitting_undoes_concatenation(schedule: ScaleSchedule) -> None:
     assert all(torch.equal(a, b) for a, b in zip(schedule.split(concatenate(codes)), codes, strict=True))
 
 
+def test_a_place_may_be_counted_from_the_end(schedule: ScaleSchedule) -> None:
+    assert [schedule.place(k, "it") for k in (0, 3, -1, -4)] == [0, 3, 3, 0]
+    for wrong in (4, -5, "x"):
+        with pytest.raises(ValueError, match=f"it {wrong} isn't one of the 4 scales of '1 2 2x3 4'"):
+            schedule.place(wrong, "it")  # type: ignore[arg-type]
+
+
 def test_a_part_keeps_its_levels(schedule: ScaleSchedule) -> None:
     part = schedule.only(1, 3)
     assert part.levels == (1, 3)

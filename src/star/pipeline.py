@@ -17,7 +17,7 @@ from star.checkpoints.location import find_pretrained
 from star.checkpoints.parts import DRAWING, check_drawable, check_widths, drawn_with, identity_of, with_tokenizer
 from star.checkpoints.pretrained import read_pretrained, write_pretrained
 from star.checkpoints.refiner import beside, check_own, has_refiner, with_refiner
-from star.models.refiner import Refiner
+from star.models.refiner import Refiner, check_fit
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.pipeline_call import call, preset_of
@@ -43,7 +43,8 @@ class STARPipeline:
         config: what the parts were built from, for `save_pretrained`; None describes them as they are.
 
     Raises:
-        ValueError: for an unknown precision, or a preset that needs a refiner when there is none.
+        ValueError: for an unknown precision, a refiner of another generator's sizes, or a preset that needs a refiner
+            when there is none.
 
     """
 
@@ -63,6 +64,8 @@ class STARPipeline:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         check_precision(precision)
+        if isinstance(refiner, Refiner):
+            check_fit(refiner, transformer)
         self.text_encoder = text_encoder.eval()
         self.text_encoder.batch_invariant = True  # type: ignore[assignment]
         self.transformer = transformer.eval()

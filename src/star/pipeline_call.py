@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from star.checkpoints.describe import describe
-from star.sampling.decoder import DecodeState, ScaleWiseDecoder
+from star.sampling.decoder import DecodeState, ScaleWiseDecoder, needs_refiner
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.order import Generators, Order, take_order
 from star.schedule import ScaleSchedule
@@ -185,10 +185,13 @@ def _check_schedule(pipeline: STARPipeline, schedule: ScaleSchedule) -> None:
     model, own = pipeline.transformer, pipeline.schedule
     if schedule.levels[0] == 0 and schedule.lengths[0] != model.start_position.shape[0]:
         raise ValueError(f"the schedule '{schedule}' doesn't begin as the model's, '{own}': keep the first map")
-    if model.level is not None and max(schedule.levels) >= model.level.num_embeddings:
-        raise ValueError(
-            f"the schedule '{schedule}' has {len(schedule)} maps, the model knows {model.level.num_embeddings} levels"
-        )
+    asked = {"model": model} | ({"refiner": pipeline.refiner} if needs_refiner(pipeline.decoder.sampler) else {})
+    for name, part in asked.items():
+        level = getattr(part, "level", None)
+        if level is not None and max(schedule.levels) >= level.num_embeddings:
+            raise ValueError(
+                f"the schedule '{schedule}' has {len(schedule)} maps, the {name} knows {level.num_embeddings} levels"
+            )
     try:
         model.position.embedding(schedule)
         model.position.rotation(schedule, model.width // model.num_heads, pipeline.device)

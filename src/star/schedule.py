@@ -71,6 +71,17 @@ class ScaleSchedule:
         """Where scale `k` lies in the sequence of all `L` tokens."""
         return slice(self.offsets[k], self.offsets[k + 1])
 
+    def place(self, k: int, what: str) -> int:
+        """Scale `k`, counted from the end where it is negative; `what` is what messages call it.
+
+        Raises:
+            ValueError: when there is no such scale.
+
+        """
+        if not isinstance(k, int) or not -len(self) <= k < len(self):
+            raise ValueError(f"{what} {k} isn't one of the {len(self)} scales of '{self}'")
+        return k % len(self)
+
     def scale_ids(self) -> Tensor:
         """The scale of every token, (L,) long: 0, 1, ..., K - 1."""
         return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.lengths))

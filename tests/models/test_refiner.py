@@ -34,10 +34,21 @@ def inputs(batch: int = 2, scales: tuple[int, ...] = LATE) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def test_the_three_backends_agree_and_none_needs_a_whole_mask() -> None:
+def test_the_three_backends_agree() -> None:
     expected = refiner(backend="dense")(*inputs(), SCHEDULE, LATE)
     for backend in ("auto", "prefix", "matmul"):
         torch.testing.assert_close(refiner(backend=backend)(*inputs(), SCHEDULE, LATE), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "prefix"])
+def test_several_scales_are_trained_without_an_l_by_l_mask(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bias(*_: Any) -> Tensor:
+        raise AssertionError("a mask of all tokens by all tokens was asked for")
+
+    monkeypatch.setattr(PrefixVisibility, "bias", bias)
+    refiner(backend=backend)(*inputs(), SCHEDULE, LATE).sum().backward()
+    with pytest.raises(AssertionError, match="all tokens by all tokens"):
+        refiner(backend="dense")(*inputs(), SCHEDULE, LATE)
 
 
 def test_scales_see_themselves_and_the_prefix_sees_all() -> None:

@@ -109,6 +109,14 @@ def test_shares_of_known_tokens_are_those_of_the_paper(schedule: ScaleSchedule) 
     assert objective.known(200, schedule, 0.25).float().mean() == pytest.approx(0.25, abs=0.03)
 
 
+def test_images_and_scales_draw_their_shares_apart(schedule: ScaleSchedule) -> None:
+    torch.manual_seed(4)
+    known = MaskedRefinement(first_scale=2).known(4000, schedule).float()
+    shares = torch.stack([known[:, :6].mean(1), known[:, 6:].mean(1)])
+    assert shares.std(1).min() > 0.2
+    assert torch.corrcoef(shares)[0, 1].abs() < 0.1
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_all_or_nothing_known(
     build_transformer: Build,

@@ -16,7 +16,7 @@ from star.sampling.causal_driven import CausalDriven
 from star.sampling.decoder import DecodeState, ScaleWiseDecoder
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.reveal import SHAPES
-from star.sampling.samplers import Greedy
+from star.sampling.samplers import Greedy, TopKTopP
 from star.schedule import ScaleSchedule, concatenate
 from star.types import Condition
 
@@ -187,6 +187,32 @@ def test_the_generator_may_answer_the_first_steps(build: Build, condition: Condi
     assert state.traces[3].by_refiner == (True,) * 5  # never the last scale's
 
 
+@pytest.mark.parametrize(("until", "scales"), [(4, {2, 3}), (3, {2}), (-1, {2}), (-2, set()), (0, set())])
+def test_up_to_which_scale_the_generator_may_answer(
+    build: Build, condition: Condition, empty: Condition, until: int, scales: set[int]
+) -> None:
+    steps = sampler(generator_steps=9, generator_until=until)
+    state = build(sampler=steps, refiner=Spy())(condition, empty, [1, 2, 3])
+    assert {k for k in (2, 3) if not any(state.traces[k].by_refiner)} == scales
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 1e-4}, {"temperature": 1e-4, "top_p": 0.0}, {"top_k": 1}])
+def test_refined_scales_have_filters_and_a_temperature_of_their_own(
+    build: Build, condition: Condition, empty: Condition, settings: dict[str, Any]
+) -> None:
+    """Each of them alone may leave nothing but the likeliest code, on the refined scales and on no other."""
+    spy, coarse = Spy(), TopKTopP(20, 0.9)
+    state, loose = (
+        build(sampler=sampler(coarse=coarse, **each), refiner=spy)(condition, empty, [1, 2, 3])
+        for each in (settings, {})
+    )
+    for k in (2, 3):
+        likeliest = torch.randn(state.schedule.lengths[k], 32, generator=torch.Generator().manual_seed(k)).argmax(-1)
+        assert torch.equal(state.codes[k], likeliest.expand(3, -1))
+        assert not torch.equal(loose.codes[k], state.codes[k])
+    assert torch.equal(concatenate(state.codes[:2]), concatenate(loose.codes[:2]))
+
+
 def test_if_the_generator_answers_every_step_there_is_no_need_to_see(
     build: Build, condition: Condition, empty: Condition
 ) -> None:
@@ -281,7 +307,12 @@ def test_more_than_the_codebook_is_clamped_and_said_once(
     [
         ({"steps": []}, "steps"),
         ({"steps": 0}, "needs steps"),
+        ({"steps": None}, "got steps None"),
+        ({"steps": "8"}, "got steps 8"),
+        ({"steps": [8, 1.5]}, r"got steps \[8, 1.5\]"),
         ({"generator_steps": -1}, "generator_steps -1"),
+        ({"generator_steps": None}, "generator_steps None"),
+        ({"random_steps": 2.5}, "random_steps 2.5"),
         ({"random_steps": -2}, "random_steps -2"),
         ({"shape": "sine"}, "sine"),
         ({"top_p": 1.5}, "1.5"),
@@ -293,5 +324,6 @@ def test_nonsense_is_refused_with_the_value(settings: dict[str, Any], message: s
 
 
 def test_a_scale_that_is_not_there_is_refused(build: Build, condition: Condition, empty: Condition) -> None:
-    with pytest.raises(ValueError, match="first_scale 9 isn't one of the 4 scales"):
-        build(sampler=sampler(first_scale=9))(condition, empty, [1, 2, 3])
+    for name, wrong in (("first_scale", 9), ("first_scale", "x"), ("generator_until", 9), ("generator_until", None)):
+        with pytest.raises(ValueError, match=f"{name} {wrong} isn't one of the 4 scales"):
+            build(sampler=sampler(**{name: wrong}))(condition, empty, [1, 2, 3])

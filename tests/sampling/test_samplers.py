@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 from star.sampling.samplers import Gumbel, TopKTopP
 
@@ -10,5 +15,25 @@ def test_nonsense_is_refused_with_the_value() -> None:
         TopKTopP(-1)
     with pytest.raises(ValueError, match=r"1\.5"):
         TopKTopP(1, 1.5)
-    with pytest.raises(ValueError, match="0"):
+    for wrong in ({"top_k": None}, {"top_k": 2.5}, {"top_p": None}, {"temperature": None}):
+        with pytest.raises(ValueError, match=f"got .*{next(iter(wrong.values()))}"):
+            TopKTopP(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"0\.0"):
         Gumbel(0.0)
+    with pytest.raises(ValueError, match="-3"):
+        Gumbel(top_k=-3)
+    with pytest.raises(ValueError, match=r"1\.5"):
+        Gumbel(top_p=1.5)
+
+
+@pytest.mark.parametrize("sampler", [TopKTopP(4096, 0.9), Gumbel(top_k=4096)], ids=["top-k", "gumbel"])
+def test_more_than_the_codebook_is_clamped_and_said_once(sampler: Any, caplog: pytest.LogCaptureFixture) -> None:
+    state = SimpleNamespace(
+        schedule=range(3), generators=[torch.Generator().manual_seed(0)], codebook=torch.randn(8, 2)
+    )
+    with caplog.at_level(logging.INFO):
+        for k in range(3):
+            assert sampler(torch.randn(1, 4, 8), lambda x: x, lambda x, _: x, k, state).codes.max() < 8
+    assert [record.getMessage() for record in caplog.records] == [
+        "top_k 4096 is more than the codebook's 8 entries and keeps all of them"
+    ]

@@ -20,6 +20,7 @@ from star.objectives.masked_refinement import MaskedRefinement
 from star.objectives.teacher_forcing import TeacherForcing
 from star.sampling.causal_driven import CausalDriven
 from star.sampling.decoder import ScaleWiseDecoder
+from star.sampling.samplers import Greedy
 from star.schedule import ScaleSchedule, concatenate
 from star.training.generator_module import GeneratorModule
 from star.training.optim import AdamW, MuonAdamW
@@ -136,6 +137,16 @@ def test_a_preset_that_needs_a_refiner_is_refused_where_there_is_none(
 def test_a_refiner_of_other_sizes_is_refused(build: Callable[..., SamplerModule]) -> None:
     with pytest.raises(ValueError, match="the refiner has width 64 and 32 codes, the generator 32 and 32"):
         build(refiner=make_refiner(width=64))
+
+
+def test_a_preset_that_leaves_the_refiner_out_is_said(
+    build: Callable[..., SamplerModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    build()
+    build(decoder=None)
+    assert not caplog.records
+    build(decoder=partial(ScaleWiseDecoder, sampler=Greedy()))
+    assert "doesn't use the refiner: choose one that does, sampling=causal_driven" in caplog.text
 
 
 def fit(module: SamplerModule, batch: Batch, folder: Path, steps: int, **arguments: Any) -> tuple[Trainer, EMA]:

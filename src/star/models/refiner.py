@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from star.models.transformer import Head
+from star.models.transformer import Head, STARTransformer
 from star.nn.block import Block
 from star.nn.init import init_weights, shrink_residuals
 from star.nn.masks import Visibility
@@ -35,7 +35,9 @@ class TokenRefiner(Protocol):
     `Refiner` is the paper's. One in the manner of HMAR, whose generator itself fills in masked tokens, would hold
     copies of the generator's last blocks and of its head: `step` joins `hidden` with the known tokens' embeddings, runs
     these blocks over the scale's tokens alone, without a cache, their cross-attention reading `condition.context`, and
-    gives the head's logits. To be trained by `MaskedRefinement` it also needs `forward`, with several scales at once.
+    gives the head's logits. To be trained by `MaskedRefinement` it also needs `forward`, with several scales at once;
+    `SamplerModule` also asks for its `width`, its `head` (whose `logits` is the last layer) and, unless `adopt_head` is
+    off, for `adopt`.
     """
 
     def step(
@@ -235,6 +237,15 @@ def first_refined(schedule: ScaleSchedule, first_scale: int | None = None) -> in
     count = len(schedule)
     if first_scale is None:
         return min(math.ceil(9 * count / 14), count - 1)
-    if not -count <= first_scale < count:
-        raise ValueError(f"first_scale {first_scale} isn't one of the {count} scales of '{schedule}'")
-    return first_scale % count
+    return schedule.place(first_scale, "first_scale")
+
+
+def check_fit(refiner: Refiner, transformer: STARTransformer) -> None:
+    """Raise a ValueError unless a refiner's width and codebook are the generator's."""
+    sizes = [(part.width, part.head.logits.out_features) for part in (refiner, transformer)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the refiner has width {sizes[0][0]} and {sizes[0][1]} codes, the generator {sizes[1][0]} and "
+            f"{sizes[1][1]}: the two don't belong together (a training sets them by module.refiner.width and "
+            "module.refiner.codebook_size)"
+        )

@@ -35,9 +35,9 @@ class CausalDriven:
             schedule's length.
         random_steps: this many steps reveal random positions, the later ones the most confident; None: all random.
         generator_steps: this many steps take the generator's own logits instead of the refiner's ...
-        generator_until: ... on scales before this one (negative counts from the end).
-        constant_guidance: the refiner's logits are guided as at the scale that is guided most, whatever their own; off:
-            as their own scale is.
+        generator_until: ... on scales before this one (negative counts from the end; their number: on all).
+        constant_guidance: the refiner's logits are guided as at the scale that is guided most, whatever their own
+            strength, unless it is none; off: as their own scale is.
         top_k, top_p, temperature: of the refined scales, see `TopKTopP`.
         coarse: draws the scales before; None takes the same filters.
         double_reveal: steps on the generator's logits reveal twice, as the released code does: first the most confident
@@ -68,10 +68,11 @@ class CausalDriven:
         double_reveal: bool = False,
         return_trace: bool = False,
     ) -> None:
-        counts = (steps,) if isinstance(steps, int) else tuple(steps)
-        if not counts or generator_steps < 0 or (random_steps or 0) < 0:
+        counts = tuple(steps) if isinstance(steps, list | tuple) else (steps,)
+        parts = (*counts, generator_steps, random_steps or 0)
+        if not counts or not all(isinstance(part, int) and part >= 0 for part in parts):
             raise ValueError(
-                "steps are one number or several, and no part of them is negative: "
+                "steps are one whole number or several, and no part of them is negative: "
                 f"got steps {steps}, random_steps {random_steps}, generator_steps {generator_steps}"
             )
         self.reveals = tuple(RevealSchedule(count, shape) for count in counts)
@@ -91,11 +92,16 @@ class CausalDriven:
         """How scale `k` is revealed."""
         return self.reveals[max(len(self.reveals) - len(schedule) + k, 0)]
 
+    def until(self, schedule: ScaleSchedule) -> int:
+        """The first scale whose steps never take the generator's logits."""
+        count = len(schedule)
+        return count if self.generator_until == count else schedule.place(self.generator_until, "generator_until")
+
     def __call__(self, hidden: Tensor, head: Head, guide: Any, k: int, state: DecodeState) -> Draw:
         """Codes of scale `k`; `guide` is a `star.sampling.guidance.Guide`.
 
         Raises:
-            ValueError: at a refined scale when the decoder has no refiner.
+            ValueError: at a refined scale when the decoder has no refiner; for a scale that the schedule doesn't have.
 
         """
         if k < first_refined(state.schedule, self.first_scale):
@@ -103,7 +109,7 @@ class CausalDriven:
         scale = _Scale(hidden, head, guide, k, state)
         counts = self.reveal(k, state.schedule).counts(scale.length)
         strongest = guide.strongest(k) if self.constant_guidance else k
-        from_generator = self.generator_steps if k < self.generator_until % len(state.schedule) else 0
+        from_generator = self.generator_steps if k < self.until(state.schedule) else 0
         for step, count in enumerate(counts):
             before = scale.known
             by_generator = step < from_generator

@@ -45,7 +45,8 @@ class DecodeState:
         codebook: (V, D), for samplers that mix entries.
         generators: one per image.
         refiner: for samplers that reveal a scale in steps; None where there is none.
-        watch: told (scale, step, steps of this scale) after every step; a scale drawn at once has one step.
+        watch: told (scale, step, steps of this scale) after every step of a scale that is revealed in steps, and
+            (scale, 1, 1) once any scale is done.
         codes: of every finished scale, (B, L_k).
         traces: what the token sampler recorded of every finished scale.
 

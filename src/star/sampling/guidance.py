@@ -35,9 +35,14 @@ class ClassifierFreeGuidance:
         self.off_after = off_after
 
     def strength(self, k: int, schedule: ScaleSchedule) -> float:
-        """`t` of scale `k`."""
+        """`t` of scale `k`.
+
+        Raises:
+            ValueError: when `off_after` is no scale of the schedule.
+
+        """
         num_scales = len(schedule)
-        last = num_scales - 1 if self.off_after is None else self.off_after % num_scales
+        last = num_scales - 1 if self.off_after is None else schedule.place(self.off_after, "guidance's off_after")
         if k > last:
             return 0.0
         if self.ramp == "constant":

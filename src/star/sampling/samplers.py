@@ -35,14 +35,17 @@ class TopKTopP:
         temperature: divides the logits.
 
     Raises:
-        ValueError: for a negative top_k, a top_p outside [0, 1] or a temperature that isn't positive.
+        ValueError: for a top_k that is no whole number from 0, a top_p outside [0, 1] or a temperature that isn't
+            positive.
 
     """
 
     def __init__(self, top_k: int = 600, top_p: float = 0.8, *, temperature: float = 1.0) -> None:
-        if top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
+        unset = top_p is None or temperature is None  # null on a command line
+        if unset or not isinstance(top_k, int) or top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
             raise ValueError(
-                f"top_k is at least 0, top_p in [0, 1] the temperature positive: got {top_k}, {top_p}, {temperature}"
+                "top_k is a whole number from 0 (which keeps all), top_p lies in [0, 1], the temperature is positive: "
+                f"got {top_k}, {top_p}, {temperature}"
             )
         self.top_k = top_k
         self.top_p = top_p
@@ -71,7 +74,10 @@ class Gumbel:
 
     Args:
         temperature: of the mixture at the first scale; falls to 5 % of it at the last, and never below 0.005.
-        top_k, top_p: the filter before it.
+        top_k, top_p: the filter before it, see `TopKTopP`.
+
+    Raises:
+        ValueError: for settings out of range.
 
     """
 
@@ -79,13 +85,15 @@ class Gumbel:
         if temperature <= 0:
             raise ValueError(f"a gumbel temperature must be positive, got {temperature}")
         self.temperature = temperature
+        self.filters = TopKTopP(top_k, top_p)
         self.top_k = top_k
         self.top_p = top_p
 
     def __call__(self, hidden: Tensor, head: Head, guide: Guiding, k: int, state: DecodeState) -> Draw:
         """Codes of scale `k` and the mixed embeddings that stand for them."""
         progress = k / max(len(state.schedule) - 1, 1)
-        logits = filter_logits(guide(head(hidden), k) * (1 + progress), self.top_k, self.top_p)
+        logits = guide(head(hidden), k) * (1 + progress)
+        logits = filter_logits(logits, self.filters.clamp(logits), self.top_p)
         noise = exponential(logits.shape, state.generators, logits.device).log().neg()
         temperature = max(self.temperature * (1 - 0.95 * progress), 0.005)
         mixture = ((logits + noise) / temperature).softmax(-1)  # (B, L_k, V)

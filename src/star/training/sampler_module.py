@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -9,14 +10,16 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from star.models.refiner import Refiner
+from star.models.refiner import Refiner, check_fit
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.objectives.masked_refinement import MaskedRefinement
-from star.sampling.decoder import ScaleWiseDecoder
+from star.sampling.decoder import ScaleWiseDecoder, needs_refiner
 from star.schedule import ScaleSchedule
 from star.training.generator_module import GeneratorModule, OptimizerSpec
 from star.types import Batch, LossReport
+
+log = logging.getLogger(__name__)
 
 FROZEN = ("transformer", "tokenizer", "text_encoder")
 VALIDATION_SHARE = 0.5
@@ -61,6 +64,12 @@ class SamplerModule(GeneratorModule):
         decoder: Callable[..., ScaleWiseDecoder] | None = None,
     ) -> None:
         check_fit(refiner, transformer)
+        preset = getattr(decoder, "keywords", {})
+        if "sampler" in preset and not needs_refiner(preset["sampler"]):
+            log.warning(
+                "the preset of this training's pictures, which its checkpoints keep, doesn't use the refiner: choose "
+                "one that does, sampling=causal_driven"
+            )
         loss: Any = objective
         super().__init__(
             transformer=transformer,
@@ -102,14 +111,4 @@ class SamplerModule(GeneratorModule):
             condition,
             self.schedule,
             known_share=VALIDATION_SHARE if every_token else None,
-        )
-
-
-def check_fit(refiner: Refiner, transformer: STARTransformer) -> None:
-    """Raise a ValueError unless a refiner's width and codebook are the generator's."""
-    sizes = [(part.width, part.head.logits.out_features) for part in (refiner, transformer)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"the refiner has width {sizes[0][0]} and {sizes[0][1]} codes, the generator {sizes[1][0]} and "
-            f"{sizes[1][1]}: give it the generator's (module.refiner.width, module.refiner.codebook_size)"
         )

@@ -81,6 +81,15 @@ def test_every_other_part_of_a_module_is_built(group: str) -> None:
         assert any(parameter.requires_grad for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("stage", options("stage"))
+def test_what_is_trained_fits_every_stage(stage: str) -> None:
+    for option in options("train_tokens"):
+        config = resolved([f"stage={stage}", f"train_tokens={option}"])
+        schedule = instantiate(config["schedule"])
+        kept = instantiate(config["train_tokens"])(schedule, 1)
+        assert (kept is None) == (option == "all")
+
+
 @pytest.mark.parametrize("group", ["model", "tokenizer"])
 def test_every_size_is_built_without_memory(group: str) -> None:
     for option in options(group):

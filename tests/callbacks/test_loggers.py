@@ -26,6 +26,24 @@ def test_a_resumed_run_continues_its_file(tmp_path: Path) -> None:
     assert rows(tmp_path) == [(0, 0.0), (1, 1.0), (2, 12.0), (3, 13.0), (4, 14.0)]
 
 
+def test_nothing_is_lost_before_something_is_written(tmp_path: Path) -> None:
+    """By a finished run that is started again, or one that is killed before its first flush."""
+    first = ResumableCSVLogger(str(tmp_path))
+    first.log_metrics({"loss": 1.0}, 0)
+    first.save()
+    second = ResumableCSVLogger(str(tmp_path))
+    assert second.experiment is not None
+    second.save()
+    assert rows(tmp_path) == [(0, 1.0)]
+    second.log_metrics({"loss": 2.0, "other": 1.0}, 1)
+    assert rows(tmp_path) == [(0, 1.0)]
+    second.after_save_checkpoint(None)  # type: ignore[arg-type]
+    second.log_metrics({"loss": 3.0, "third": 1.0}, 2)
+    second.save()
+    assert rows(tmp_path) == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_wandb_works_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

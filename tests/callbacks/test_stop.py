@@ -81,6 +81,15 @@ def test_the_step_is_finished_saved_and_the_code_is_the_signal_s(
     assert not torch.equal(held["averaged"]["weights"]["weight"], held["state_dict"]["weight"])
 
 
+def test_a_validation_between_accumulated_batches_waits_for_the_step(tmp_path: Path, start: Start) -> None:
+    """A checkpoint written there, after the second of three batches, would lack their gradient."""
+    module = Line(signal.SIGTERM, at=0, validating=True)
+    assert codes(start(lambda: fit(tmp_path, module, accumulate_grad_batches=3))) == [143]
+    held = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert held["global_step"] == 1
+    assert held["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 3
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, start: Start) -> None:
     assert codes(start(lambda: fit(tmp_path, Line(signal.SIGINT, again=True)))) == [1]
     assert not (tmp_path / "last.ckpt").exists()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import checkpoint as dcp
 
 from star.checkpoints.describe import describe
 from star.checkpoints.pretrained import write_pretrained
@@ -139,6 +141,18 @@ def test_only_a_training_of_the_same_shapes_goes_on(build_transformer: Build, tm
     torch.save({"state_dict": short.state_dict(), "config": {}}, path)
     with pytest.raises(ValueError, match="weights alone"):
         check_resumable(path, short)
+
+
+def test_the_same_is_said_of_a_sharded_one(build_transformer: Build, tmp_path: Path) -> None:
+    short, long = (wrapped(build_transformer(num_levels=count)) for count in (4, 5))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        writer = dcp.FileSystemWriter(tmp_path / "last.ckpt")
+        dcp.save({"state_dict": short.state_dict()}, storage_writer=writer, no_dist=True)
+    torch.save({"config": {}}, tmp_path / "last.ckpt" / "meta.pt")
+    check_resumable(tmp_path / "last.ckpt", short)
+    with pytest.raises(ValueError, match=r"(?s)resume_from=.*5x32 +4x32.*use init_from="):
+        check_resumable(tmp_path / "last.ckpt", long)
 
 
 def test_a_converted_folder_cant_be_resumed(build_transformer: Build, schedule: ScaleSchedule, tmp_path: Path) -> None:

@@ -221,6 +221,23 @@ def test_validation_without_one_usable_sample_is_an_error(stream: BatchStream) -
         list(PassLoader(useless, num_workers=0))
 
 
+def test_ranks_that_validate_together_agree_that_each_has_a_sample(
+    stream: BatchStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that never came to the end of its validation would let the others wait for it."""
+    finite, answers = replace(stream, endless=False), iter([[True, True], [True, False], [False, True]])
+    monkeypatch.setattr(loaders, "_gather", lambda own: [{"found": found} for found in next(answers)])
+    loader = PassLoader(finite, num_workers=0, together=True)
+    assert len(list(loader)) == len(list(PassLoader(finite, num_workers=0)))
+    with pytest.raises(ValueError, match="fewer usable samples than there are processes"):
+        list(loader)
+    act_as(monkeypatch, 1, 2)
+    useless = replace(finite, filters=parse_filters({"number": {"min": 99}}))
+    with pytest.raises(ValueError, match="fewer usable samples than there are processes"):
+        list(PassLoader(useless, num_workers=0, together=True))
+    assert list(PassLoader(useless, num_workers=0)) == []
+
+
 def test_the_last_batch_carries_what_other_workers_skipped(stream: BatchStream, make_shard: MakeShard) -> None:
     """Of two workers the second finds nothing usable at all."""
     shard = make_shard("half", [100, {"txt": b"no picture"}])

@@ -214,6 +214,12 @@ def test_devices_are_spread_over_machines() -> None:
         (["devces"], r"KEY=VALUE, got 'devces'; devices="),
         (["trainer=warp"], "there is no trainer=warp, but auto, cpu"),
         (["task=tokenizer"], "task=generator, got task=tokenizer"),
+        (["batch_size=0"], "batch_size is a whole number of at least 1, got 0"),
+        (["trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is a whole number of at least 1"),
+        (["trainer.max_steps=-1"], "max_steps is a whole number of at least 1"),
+        (["activation_checkpointing=some"], "activation_checkpointing is none, full, or a number"),
+        (["trainer=fsdp", "optim=adamw8bit"], "8-bit AdamW can't be sharded"),
+        (["trainer=fsdp", "gpu=v100"], "no gradient scaler"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: list[str], message: str) -> None:

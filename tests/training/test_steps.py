@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from star.training.steps import StepLog, ends_step
+from star.training.steps import StepLog, ends_step, total_steps
 
 
 def trainer(**changes: Any) -> Any:
@@ -40,3 +40,9 @@ def test_processes_are_asked_when_it_is_shown(step: int, expected: float) -> Non
 def test_a_step_ends_with_its_last_batch_or_with_the_epoch() -> None:
     assert [ends_step(trainer(), number) for number in range(4)] == [False, True, False, True]
     assert ends_step(trainer(is_last_batch=True), 0)
+
+
+def test_a_training_that_only_the_clock_ends_has_no_schedule() -> None:
+    assert total_steps(trainer(estimated_stepping_batches=8)) == 8
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        total_steps(trainer(estimated_stepping_batches=float("inf")))

@@ -5,21 +5,24 @@ from __future__ import annotations
 import csv
 import netrc
 import os
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from star.utils.files import write_atomically
 
 
 class ResumableCSVLogger(CSVLogger):
     """`metrics.csv` in the run directory, which a resumed run continues: Lightning's own logger would delete it.
 
     Rows of steps that the interrupted run had reached after its last checkpoint are replaced as they are done again.
+    The old file is there until the new one is, so a run that logs nothing more, or dies before, takes nothing away.
 
     Args:
         save_dir: the run directory.
@@ -34,10 +37,10 @@ class ResumableCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Lightning's writer; it deletes the file that is there, whose rows are held here."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Experiment logs directory")
-            return super().experiment
+        """Lightning's writer, but for how it begins."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -46,6 +49,35 @@ class ResumableCSVLogger(CSVLogger):
             self.experiment.metrics += [row for row in self.held if step is None or row["step"] < step]
             self.held = []
         super().log_metrics(dict(metrics), step)
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Write what a run that goes on from the checkpoint will not log again."""
+        self.save()
+
+
+class _Writer(ExperimentWriter):
+    """Puts its first file in the place of the old one, whose rows it has, and deletes nothing before."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave the old file."""
+        self._begun = False
+
+    def save(self) -> None:
+        """Write the rows that came since the last time."""
+        if self._begun or not self.metrics:
+            super().save()
+            return
+        path, self._begun = self.metrics_file_path, True
+
+        def write(partial: Path) -> None:
+            self.metrics_file_path = str(partial)
+            super(_Writer, self).save()
+
+        try:
+            write_atomically(Path(path), write)
+        finally:
+            self.metrics_file_path = path
 
 
 def _read(path: Path) -> list[dict[str, float]]:

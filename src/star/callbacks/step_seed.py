@@ -26,6 +26,18 @@ class StepSeed(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the first batch of a step, also where other numbers were accumulated before.
+
+        Lightning tells by its count of batches where a step ends, and a resumed one would go on from three with the
+        second of two.
+        """
+        held = trainer.fit_loop.epoch_loop.batch_progress.current
+        missing = -held.ready % trainer.accumulate_grad_batches
+        if held.ready < trainer.num_training_batches:  # else an epoch is over, whose last step may have had fewer
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(held, name, getattr(held, name) + missing)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed Python's and PyTorch's generators, those of GPUs included."""
         place = batch_idx % trainer.accumulate_grad_batches

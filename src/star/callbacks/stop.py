@@ -29,8 +29,8 @@ class StopOnSignal(Callback):
     """Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2: training finishes its step, writes `last.ckpt`, and ends with 128 + signal.
 
     What is written continues exactly. With several processes it is enough that one hears the signal: after each step
-    they agree, and all stop at the same one. A single process also stops in the middle of a validation. A second
-    ctrl-C stops at once and writes nothing.
+    they agree, and all stop at the same one. A single process also stops in the middle of a validation, unless that
+    lies between batches accumulated for one step. A second ctrl-C stops at once and writes nothing.
 
     Under SLURM, SIGUSR1 and SIGUSR2 (`#SBATCH --signal=USR1@120`) also put the job back into the queue; its command
     has to name its `paths.run_dir` and `resume_from=auto`. Where another program handled the signal before, as
@@ -50,6 +50,7 @@ class StopOnSignal(Callback):
         # Lightning's own handlers come later; they save in the middle of a step, or end with code 0.
         self._others = {number: signal.getsignal(number) for number in SIGNALS}
         self._received = 0
+        self._in_step = False
         self._group: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,12 +65,14 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop if asked to, where a step has ended."""
-        if ends_step(trainer, batch_idx) and (number := self._agreed()):
+        self._in_step = not ends_step(trainer, batch_idx)
+        if not self._in_step and (number := self._agreed()):
             self._stop(trainer, number)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Stop if asked to; processes that validate different numbers of batches could not agree here."""
-        if self._received and trainer.world_size == 1 and not trainer.sanity_checking:
+        here = trainer.world_size == 1 and not trainer.sanity_checking and not self._in_step
+        if self._received and here:
             self._stop(trainer, self._received)
 
     def _hear(self, number: int, _: FrameType | None) -> None:

@@ -75,6 +75,17 @@ class SafePlanner(DefaultLoadPlanner):
         super().load_bytes(read_item, buffer)
 
 
+def weight_shapes(table: Metadata) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors, by name, from a table of contents."""
+    prefix = "state_dict."
+    entries = {name: entry for name, entry in table.state_dict_metadata.items() if name.startswith(prefix)}
+    return {
+        name[len(prefix) :]: tuple(entry.size)
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
 def load_parts(state: dict[str, Any], reader: SafeReader, *, no_dist: bool = False, **how: bool) -> None:
     """Fill a state with what a folder has of it.
 

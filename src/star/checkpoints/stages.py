@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from star.checkpoints import io
 from star.checkpoints.report import compare
+from star.checkpoints.sharded import is_sharded
 from star.nn.position import AbsolutePosition
 from star.schedule import ScaleSchedule
 
@@ -137,25 +138,26 @@ def schedule_of(checkpoint: Mapping[str, Any]) -> ScaleSchedule | None:
 
 
 def check_resumable(path: Path, module: nn.Module) -> None:
-    """Raise a ValueError unless a checkpoint is one of this very training; sharded ones are left to their reader.
+    """Raise a ValueError unless a checkpoint is one of this very training.
 
     Raises:
         ValueError: for finished weights, which have no optimiser, or tensors of other shapes, in a table; says that
             `init_from` is what begins a new training.
 
     """
-    if path.is_dir() and not io.is_pretrained(path):
-        return
-    checkpoint = io.read(path, mmap=True)
-    new = "to begin a new training with its weights, of another stage, too, use init_from="
-    if "optimizer_states" not in checkpoint:
-        raise ValueError(f"resume_from={path} has weights alone and no training that could go on: {new}{path}")
-    shapes = [
-        {name: tuple(value.shape) for name, value in state.items()}
-        for state in (module.state_dict(), checkpoint["state_dict"])
-    ]
-    hint = f"resume_from goes on with the same training; {new}{path}"
-    compare(shapes[0], shapes[1], source=f"resume_from={path}", hint=hint)
+    new = f"to begin a new training with its weights, of another stage, too, use init_from={path}"
+    if is_sharded(path):
+        from star.checkpoints.sharded_reader import SafeReader, weight_shapes
+
+        found = weight_shapes(SafeReader(path).read_metadata())
+    else:
+        checkpoint = io.read(path, mmap=True)
+        if "optimizer_states" not in checkpoint:
+            raise ValueError(f"resume_from={path} has weights alone and no training that could go on: {new}")
+        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    hint = f"resume_from goes on with the same training; {new}"
+    compare(own, found, source=f"resume_from={path}", hint=hint)
 
 
 def table(rows: Iterable[Carried]) -> str:

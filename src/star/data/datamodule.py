@@ -82,7 +82,9 @@ class StreamDataModule(lightning.LightningDataModule):
         """
         if not self.validation_stream.sources:
             raise ValueError("data.validation_sources is null: set it to the shards to validate on")
-        self._validation_loader = PassLoader(self.validation_stream, size=self.validation_size, **self._workers)
+        self._validation_loader = PassLoader(
+            self.validation_stream, size=self.validation_size, together=self.trainer is not None, **self._workers
+        )
         return self._validation_loader
 
     def state_dict(self) -> dict[str, Any]:

@@ -155,6 +155,8 @@ class PassLoader:
     Args:
         stream: a finite stream; an endless one when `size` is given.
         num_workers: reading processes of this rank.
+        together: all ranks iterate, and wait for each other's results in the end: a rank without a sample is an error
+            on all of them.
         size: samples of an iteration over all ranks. Every rank then makes the same number of batches, beginning again
             when the set is smaller: for strategies that talk in every forward pass, such as FSDP.
         prefetch: batches that each worker prepares ahead.
@@ -168,11 +170,13 @@ class PassLoader:
         *,
         num_workers: int,
         size: int | None = None,
+        together: bool = False,
         prefetch: int = 2,
         pin_memory: bool = True,
     ) -> None:
         self.stream = stream
         self.size = size
+        self.together = together
         self._settings: dict[str, Any] = {"num_workers": num_workers, "prefetch": prefetch, "pin_memory": pin_memory}
         self._loader: DataLoader[WorkerBatch] | None = None
 
@@ -192,8 +196,21 @@ class PassLoader:
 
         Raises:
             RuntimeError: when the only rank finds no usable sample, with the counts by cause.
+            ValueError: when ranks go together and one of them finds none.
 
         """
+        batches = self._batches()
+        first = next(batches, None)
+        if self.together and not all(rank["found"] for rank in _gather({"found": first is not None})):
+            raise ValueError(
+                "the validation shards have fewer usable samples than there are processes: set data.validation_size "
+                "to a number of samples, which then come several times, or trainer.limit_val_batches=0"
+            )
+        if first is not None:
+            yield first
+            yield from batches
+
+    def _batches(self) -> Iterator[Batch]:
         if self._loader is None:
             batches = None if self.size is None else len(self)
             streams = WorkerStreams(self.stream, num_workers=self._settings["num_workers"], batches=batches)

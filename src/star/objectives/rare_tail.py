@@ -29,7 +29,7 @@ class RareTail(RandomTail):
 
     """
 
-    def __init__(self, *, share: float | None = 0.5, length: int | None = None, power: float = 0.5) -> None:
+    def __init__(self, *, share: float | None = 0.75, length: int | None = None, power: float = 0.5) -> None:
         super().__init__(share=share, length=length, per_sample=True)
         if power < 0:
             raise ValueError(f"power is at least 0, got {power}")

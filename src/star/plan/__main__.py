@@ -14,6 +14,8 @@ from star.plan.memory import Spread
 from star.plan.models import build
 from star.plan.request import HELP, Request, composed, parse
 from star.plan.table import show
+from star.training.blocks import BlockExecution
+from star.training.checks import check_spread
 from star.utils.command import run_command
 from star.utils.devices import DEVICES, Device, fast_precision, this_device
 
@@ -29,10 +31,31 @@ def plan(request: Request) -> dict[str, Any]:
     device = device_of(request.gpu)
     if config["trainer"]["precision"] == "auto":
         config["trainer"]["precision"] = device.precision if request.gpu != "cpu" else fast_precision("cpu")[0]
+    check(config, images=request.number("images"))
     spread = spread_of(config, request.number("devices") or 1)
     found = estimate(build(config), config, spread, device, mfu=float(request.mfu), images=request.number("images"))
     asked = {"stage": config["stage"], "gpu": device.name, "devices": spread.devices, "strategy": str(spread)}
     return asked | {"precision": config["trainer"]["precision"]} | found
+
+
+def check(config: dict[str, Any], *, images: int | None) -> None:
+    """Check what a training would refuse, too, as far as a plan depends on it.
+
+    Raises:
+        ValueError: for counts below 1, and what can't be recomputed or spread.
+
+    """
+    trainer = config["trainer"]
+    counts = {
+        "batch_size": config["batch_size"],
+        "trainer.accumulate_grad_batches": trainer["accumulate_grad_batches"],
+        "trainer.max_steps": trainer["max_steps"] if images is None else 1,
+    }
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
+    BlockExecution(config["activation_checkpointing"])
+    check_spread(config)
 
 
 def device_of(name: str) -> Device:

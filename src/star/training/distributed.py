@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from star.checkpoints.report import compare
 from star.checkpoints.sharded import META, is_sharded, named, numbered, read_meta
-from star.checkpoints.sharded_reader import SafeReader, load_parts
+from star.checkpoints.sharded_reader import SafeReader, load_parts, weight_shapes
 from star.utils.files import flush, put_in_place, remove
 
 
@@ -138,8 +138,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _read_parts(self, path: Path) -> dict[str, Any]:
         reader, checkpoint = SafeReader(path), read_meta(path)
-        table = reader.read_metadata().state_dict_metadata
-        self._check_shapes(table, path)
+        contents = reader.read_metadata()
+        own = {name: tuple(value.shape) for name, value in self._network.state_dict().items()}
+        compare(own, weight_shapes(contents), source=f"resume_from={path}")
         model: dict[str, Any] = {"state_dict": get_model_state_dict(self._network)}
         load_parts(model, reader)
         set_model_state_dict(self._network, model["state_dict"])
@@ -148,17 +149,11 @@ class ShardedStrategy(ModelParallelStrategy):
             load_parts(held, reader)
             set_optimizer_state_dict(self._network, optimizer, held[f"optimizer_{i}"])
         if "averaged" in checkpoint:
-            parameters = self._network.named_parameters()
+            parameters, table = self._network.named_parameters(), contents.state_dict_metadata
             averaged = {name: torch.empty_like(p.detach()) for name, p in parameters if f"averaged.{name}" in table}
             load_parts({"averaged": averaged}, reader)
             checkpoint["averaged"]["weights"] = averaged
         return checkpoint
-
-    def _check_shapes(self, table: Mapping[str, Any], path: Path) -> None:
-        prefix = "state_dict."
-        found = {name[len(prefix) :]: tuple(entry.size) for name, entry in table.items() if name.startswith(prefix)}
-        own = {name: tuple(value.shape) for name, value in self._network.state_dict().items()}
-        compare(own, found, source=f"resume_from={path}")
 
     @property
     def _network(self) -> nn.Module:

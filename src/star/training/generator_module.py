@@ -20,7 +20,7 @@ from star.sampling.decoder import NO_REFINER, ScaleWiseDecoder, needs_refiner
 from star.schedule import ScaleSchedule
 from star.training.distributed import shard
 from star.training.optim import Named
-from star.training.steps import StepLog
+from star.training.steps import StepLog, total_steps
 from star.types import Batch, Condition, LossReport
 
 
@@ -152,9 +152,7 @@ class GeneratorModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Everything that requires a gradient, stepped once per optimiser step."""
-        optimizer, scheduler = self.optimizer.build(
-            self.named_parameters(), int(self.trainer.estimated_stepping_batches)
-        )
+        optimizer, scheduler = self.optimizer.build(self.named_parameters(), total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -21,7 +21,7 @@ from star.checkpoints.fingerprint import fingerprint
 from star.checkpoints.pretrained import PARTS
 from star.checkpoints.stages import Carried, carry_over, check_resumable, schedule_of, table
 from star.training.blocks import BlockExecution
-from star.training.checks import check_trainer, choose_precision
+from star.training.checks import check_trainer, check_validation, choose_precision, in_batches
 from star.training.from_generator import check_generator, load_generator
 from star.training.generator_module import GeneratorModule
 from star.training.sampler_module import SamplerModule
@@ -66,9 +66,10 @@ class Run:
         if config["task"] == "sampler" and resume_from is None:
             check_generator(config)
         data: LightningDataModule = instantiate(config["data"])
+        check_validation(data, config)
         tokenizer = self.tokenizer_weights()
         trainer: Trainer = instantiate(
-            config["trainer"],
+            in_batches(config["trainer"]),
             callbacks=[
                 StepSeed(config["seed"]),
                 RunRecord(config, self.directory),

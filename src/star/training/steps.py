@@ -1,7 +1,8 @@
-"""Where optimiser steps end, and what is logged about them."""
+"""Where optimiser steps end, how many there are, and what is logged about them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +13,19 @@ from torch import Tensor
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the optimiser steps after this batch; it does after an epoch's last one, too."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def total_steps(trainer: Trainer) -> int:
+    """How many steps the training has.
+
+    Raises:
+        ValueError: when nothing but the clock ends it.
+
+    """
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ValueError("learning-rate schedules need to know the length of the training: set trainer.max_steps")
+    return int(steps)
 
 
 class StepLog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from star.objectives.vqgan import VQGANObjective
 from star.schedule import ScaleSchedule
 from star.training.generator_module import OptimizerSpec
 from star.training.rivals import RivalOptimizer, RivalSchedules
+from star.training.steps import total_steps
 from star.types import Batch
 
 PARTS = ("encoder", "before", "quantizer", "after", "decoder")
@@ -134,10 +134,7 @@ class TokenizerModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, or both as one; the discriminator's schedule begins when it does."""
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise ValueError("learning-rate schedules need to know the length of the training: set trainer.max_steps")
-        self.total_steps = int(total)
+        self.total_steps = total_steps(self.trainer)
         optimizer, scheduler = self.optimizer.build(self.tokenizer.named_parameters(), self.total_steps)
         if self.discriminator is None:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

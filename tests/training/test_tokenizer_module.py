@@ -16,6 +16,7 @@ from star.callbacks.codebook_usage import CodebookUsage
 from star.models.tokenizer.augment import DiffAugment
 from star.models.tokenizer.autoencoder import Decoder, Encoder
 from star.models.tokenizer.discriminator import PatchDiscriminator
+from star.models.tokenizer.progress import Progress
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.revival import CodebookRevival
@@ -197,6 +198,28 @@ def test_a_resumed_training_is_an_uninterrupted_one(contested: bool, stop: int, 
     assert trainer.global_step == STEPS
     for name, value in state(whole).items():
         assert torch.equal(value, state(second)[name]), name
+
+
+def test_accumulated_batches_draw_for_themselves_and_share_a_codebook(tmp_path: Path) -> None:
+    drawn: list[int] = []
+    tended: list[int] = []
+
+    class Dropout(ScaleDropout):
+        def __call__(self, batch: int, num_scales: int, generator: torch.Generator | None = None) -> Tensor:
+            assert generator is not None
+            drawn.append(generator.initial_seed())
+            return super().__call__(batch, num_scales, generator)
+
+    class Revival(CodebookRevival):
+        def tend(self, quantizer: MultiScaleVQ, f: Tensor, schedule: ScaleSchedule, progress: Progress) -> int:
+            tended.append(progress.step)
+            return super().tend(quantizer, f, schedule, progress)
+
+    revival = Revival(codebook_size=16, num_scales=3, start=0.1, every=1)
+    module = build(scale_dropout=Dropout(0.5), revival=revival)
+    fit(module, tmp_path, accumulate_grad_batches=2, batches=4, max_steps=4)
+    assert len(set(drawn)) == len(drawn) == 8
+    assert tended == [0, 1, 2, 3]
 
 
 def test_checkpoints_hold_nothing_but_plain_types(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ class TokenizerModule(LightningModule):
         scale_dropout: hides fine scales from the decoder; None: it always sees all.
         frozen: parts of the tokenizer that stay as they are; the first three of `encoder`, `before`, `quantizer`,
             `after`, `decoder` tune a decoder on codes that don't change.
-        seed: of scale dropout and augmentation; each draw also depends on the step and the process.
+        seed: of scale dropout and augmentation; each draw also depends on the step, the process and which of the
+            batches accumulated for the step it is.
 
     Raises:
         ValueError: for an unknown or no trained part, a revival of another codebook or of a frozen one, or a
@@ -94,12 +95,13 @@ class TokenizerModule(LightningModule):
         for part in frozen:
             getattr(tokenizer, part).requires_grad_(False)
 
-    def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch, and its codes (None while nothing is quantised)."""
         progress = self.progress()
-        generator = self._generator()
+        place = batch_idx % self.trainer.accumulate_grad_batches
+        generator = self._generator(place)
         features = self._features(batch.images)
-        if self.revival is not None:
+        if self.revival is not None and place == 0:  # gradients that are being gathered are those of these codes
             revived = self.revival.tend(self.tokenizer.quantizer, features.detach(), self.schedule, progress)
             self.log("train/revived", float(revived), batch_size=len(batch))
         kept = None
@@ -218,9 +220,10 @@ class TokenizerModule(LightningModule):
             return loss
         return loss + 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
 
-    def _generator(self) -> torch.Generator:
-        """Randomness of this step on this process: the same in a resumed training."""
-        return torch.Generator().manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
+    def _generator(self, place: int) -> torch.Generator:
+        """Randomness of one of a step's batches on this process: the same in a resumed training."""
+        number = self.global_step * self.trainer.accumulate_grad_batches + place
+        return torch.Generator().manual_seed(hash((self.seed, number, self.global_rank)) % 2**63)
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:

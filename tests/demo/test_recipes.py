@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+from star.utils.cli import compose, plain
+
+
+@pytest.mark.parametrize("experiment", ["demo", "emoji"])
+@pytest.mark.parametrize("task", ["tokenizer", "generator", "sampler"])
+def test_the_report_shows_the_weights_that_are_kept(experiment: str, task: str) -> None:
+    words = [f"experiment={experiment}", f"task={task}", "paths.tokenizer=x", "init_from=x"]
+    trainer = plain(compose("train", words))["trainer"]
+    assert trainer["max_steps"] % trainer["val_check_interval"] == 0  # validated after the last step

@@ -81,10 +81,12 @@ def test_the_page_shows_what_was_measured_and_nothing_else(tmp_path: Path) -> No
     for study in STUDIES:
         path = study.path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({study.rows_in: ROWS[study.name], "steps": 7}))
+        path.write_text(json.dumps({study.rows_in: ROWS[study.name], "steps": 7, "beside": [{"x": 1}]}))
     write_page(STUDIES, out, page)
     text = page.read_text()
     assert "Not measured yet" not in text
+    assert "beside" not in text
+    assert "steps 7" in text
     assert text.count("*The miniature* agrees") == len(STUDIES)
     assert sum(line.startswith("| ---") for line in text.splitlines()) == len(STUDIES)
     for study in STUDIES:

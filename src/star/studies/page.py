@@ -43,9 +43,7 @@ def section(study: Study, out: Path, images: Path) -> str:
     draw(study, rows, image)
     lines += [f"![{study.title}](images/studies/{image.name})", ""]
     settings = {name: value for name, value in record.items() if name not in ("title", "rows", study.rows_in)}
-    told = ", ".join(
-        f"{name} {value}" for name, value in settings.items() if isinstance(value, str | int | float | list)
-    )
+    told = ", ".join(f"{name} {value}" for name, value in settings.items() if _plain(value))
     return "\n".join([*lines, f"<small>`star.studies.{study.module}`: {told}</small>" if told else "", ""])
 
 
@@ -79,6 +77,11 @@ def draw(study: Study, rows: Rows, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a setting, and not something measured beside the rows."""
+    return all(isinstance(part, str | int | float) for part in (value if isinstance(value, list) else [value]))
 
 
 def _machine() -> str:

@@ -223,7 +223,8 @@ STUDIES = (
         name="window_training",
         module="window_training",
         title="Training on windows first (appendix B.2)",
-        paper="A generator trained on local windows has to be tuned on whole maps afterwards to be as good as before.",
+        paper="A generator trained on local windows needs to be tuned on whole maps, and then is as good as one that "
+        "was trained on them throughout.",
         words=(*_DEMO, "full={demo}/generator", "out={out}/window_training.json"),
         smoke=("steps_window=4", "steps_after=4", "repeats=1"),
         judge=judge_window_training,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from star.studies import window_training
 
@@ -14,7 +15,9 @@ TOY = ["model.width=32", "model.num_heads=2", "length.generator.batch=2"]
 
 def write(run: Path, steps: int) -> Path:
     run.mkdir(parents=True)
-    (run / "metrics.csv").write_text(f"step,val/loss\n{steps - 1},2.0\n")
+    (run / "metrics.csv").write_text(f"step,val/loss\n{steps // 2},2.0\n")  # validated before its end
+    (run / "checkpoints").mkdir()
+    torch.save({"state_dict": {}, "global_step": steps}, run / "checkpoints" / "last.ckpt")
     return run
 
 

@@ -139,7 +139,7 @@ def _shown(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-_BATCH = "length.generator.batch=16"  # half of the demo's, so that all studies end within 90 minutes on two cores
+_BATCH = "length.generator.batch=16"  # half of the demo's, towards 90 minutes for all studies on two cores
 _DEMO = ("tokenizer={demo}/tokenizer.ckpt", "data={demo}/data", "runs={out}/runs")
 _MODEL = (*_DEMO, _BATCH)
 STUDIES = (
@@ -229,6 +229,7 @@ STUDIES = (
         smoke=("steps_window=4", "steps_after=4", "repeats=1"),
         judge=judge_window_training,
         plot=("training", ("right", "share of the time")),
+        columns=("training", "seconds", "right", "interval", "share of the time"),
     ),
     Study(
         name="locality",

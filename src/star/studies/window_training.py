@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from star.studies import command
+from star.studies.resume import saved_step
 from star.studies.sizes import score
 from star.studies.trainings import curve, train
 from star.studies.windows import Step, measure
@@ -54,7 +55,7 @@ def study(arguments: Sequence[str]) -> None:
     shared += [word for word in overrides if word not in windows]
     full, before, after = runs_of(settings, shared, windows)
     seconds = seconds_of(shared, windows, settings["repeats"])
-    counts = {run: curve(run, "val/loss")[-1][0] for run in (full, before, after)}
+    counts = {run: saved_step(run) for run in (full, before, after)}  # the last validation may lie before the end
     spent = {
         "all": counts[full] * seconds["all"],
         "window": counts[before] * seconds["window"],

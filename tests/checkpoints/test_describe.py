@@ -54,6 +54,7 @@ OBJECTS = [
     star(adaptive_norm="own", **ADAPTIVE),
     star(adaptive_norm="shared", **ADAPTIVE),
     Refiner(**SIZES | {"depth": 3, "pooled_width": 12, "position": Rotary2D(), "drop_path": 0.1}),
+    Refiner(**SIZES | {"pooled_width": 12, "position": Rotary2D(), "neighbourhood": 3}),
     tokenizer(),
     tokenizer(multipliers=(1, 1, 3), patch_size=2, attention=False, dropout=0.1, num_res_blocks=2),
     tokenizer(channels=4, multipliers=(2, 4)),

@@ -169,6 +169,11 @@ def test_a_refiner_survives_the_way_to_the_release_and_back() -> None:
     assert same(load_transformer(both, schedule=SCHEDULE), load_transformer(beside, schedule=SCHEDULE))
 
 
+def test_a_refiner_that_the_release_cannot_hold_is_not_written() -> None:
+    with pytest.raises(ValueError, match="those of 3 by 3 tokens"):
+        dump_refiner(Refiner(**SIZES, position=Rotary2D(), neighbourhood=3))
+
+
 def test_class_labels_are_the_embedding_and_its_last_row_no_class() -> None:
     embedding = torch.randn(11, 32)
     labels = load_class_labels(dump_transformer(var("own"), class_embedding=embedding))

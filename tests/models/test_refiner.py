@@ -59,8 +59,9 @@ def test_scales_see_themselves_and_the_prefix_sees_all() -> None:
 
 
 @torch.no_grad()
-def test_a_step_is_the_pass_over_one_scale() -> None:
-    model = refiner()
+@pytest.mark.parametrize("neighbourhood", [1, 3])
+def test_a_step_is_the_pass_over_one_scale(neighbourhood: int) -> None:
+    model = refiner(neighbourhood=neighbourhood)
     hidden, embeddings, known, condition = inputs(scales=(3,))
     expected = model(hidden, embeddings, known, condition, SCHEDULE, (3,))
     assert torch.equal(model.step(hidden, embeddings, known, condition, SCHEDULE, 3), expected)
@@ -77,8 +78,9 @@ def test_under_guidance_both_halves_see_the_same_codes() -> None:
 
 
 @torch.no_grad()
-def test_unknown_tokens_show_nothing_and_known_ones_do() -> None:
-    model = refiner()
+@pytest.mark.parametrize("neighbourhood", [1, 3])
+def test_unknown_tokens_show_nothing_and_known_ones_do(neighbourhood: int) -> None:
+    model = refiner(neighbourhood=neighbourhood)
     hidden, embeddings, known, condition = inputs()
     expected = model(hidden, embeddings, known, condition, SCHEDULE, LATE)
     hidden_from_it = embeddings.masked_fill(~known[..., None], float("nan"))
@@ -88,13 +90,15 @@ def test_unknown_tokens_show_nothing_and_known_ones_do() -> None:
 
 
 @torch.no_grad()
-def test_a_scale_hears_of_another_only_through_the_prefix() -> None:
-    model = refiner(depth=1)
+@pytest.mark.parametrize("neighbourhood", [1, 3])
+def test_a_scale_hears_of_another_only_through_the_prefix(neighbourhood: int) -> None:
+    model = refiner(depth=1, neighbourhood=neighbourhood)
     hidden, embeddings, known, condition = inputs()
     expected = model(hidden, embeddings, known, condition, SCHEDULE, LATE)
-    other = hidden.clone()
+    other, codes = hidden.clone(), embeddings.clone()
     other[:, -25:] += 1
-    logits = model(other, embeddings, known, condition, SCHEDULE, LATE)
+    codes[:, -25:] += 1
+    logits = model(other, codes, known, condition, SCHEDULE, LATE)
     assert torch.equal(logits[:, :-25], expected[:, :-25])
     deeper = refiner(depth=2)
     one, two = (deeper(given, embeddings, known, condition, SCHEDULE, LATE) for given in (hidden, other))
@@ -110,8 +114,31 @@ def test_permuting_the_batch_permutes_the_result() -> None:
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_every_parameter_is_trained() -> None:
-    model = refiner()
+@torch.no_grad()
+@pytest.mark.parametrize(("scale", "beside"), [(4, [6, 7, 8, 11, 12, 13, 16, 17, 18]), (2, [0, 1, 3, 4])])
+def test_a_neighbourhood_hears_of_a_known_code_before_any_attention(scale: int, beside: list[int]) -> None:
+    model = refiner(depth=0, neighbourhood=3)
+    hidden, embeddings, known, condition = inputs(scales=(scale,))
+    one = 12 if scale == 4 else 0  # the middle of 5 by 5, the corner of 2 by 3
+    changed = embeddings.clone()
+    changed[:, one] += 1
+    known[:] = True
+    before, after = (model(hidden, codes, known, condition, SCHEDULE, (scale,)) for codes in (embeddings, changed))
+    assert (before != after).any(-1).any(0).nonzero().flatten().tolist() == beside
+    known[:, one] = False
+    before, after = (model(hidden, codes, known, condition, SCHEDULE, (scale,)) for codes in (embeddings, changed))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("neighbourhood", [0, 2, -1])
+def test_a_neighbourhood_has_a_middle(neighbourhood: int) -> None:
+    with pytest.raises(ValueError, match=f"1, 3, 5, ... tokens wide, got {neighbourhood}"):
+        refiner(neighbourhood=neighbourhood)
+
+
+@pytest.mark.parametrize("neighbourhood", [1, 3])
+def test_every_parameter_is_trained(neighbourhood: int) -> None:
+    model = refiner(neighbourhood=neighbourhood)
     model(*inputs(), SCHEDULE, LATE).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 

@@ -156,14 +156,16 @@ def test_with_first_sample_text_a_batch_is_its_images(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("neighbourhood", [1, 3])
 def test_an_untrained_refiner_that_adopted_the_head_predicts_what_the_generator_does(
     build_transformer: Build,
     tokenizer: MultiScaleTokenizer,
     schedule: ScaleSchedule,
     condition: Condition,
     codes: list[Tensor],
+    neighbourhood: int,
 ) -> None:
-    model, refiner = build_transformer(), make_refiner()
+    model, refiner = build_transformer(), make_refiner(neighbourhood=neighbourhood)
     codebook = tokenizer.quantizer.codebook.weight
     refiner.adopt(model.head, codebook)
     assert refiner.embed(codebook).std(0).mean() == pytest.approx(1.0, rel=1e-3)

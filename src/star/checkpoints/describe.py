@@ -112,7 +112,8 @@ def _transformer(model: STARTransformer) -> Config:
 
 
 def _refiner(model: Refiner) -> Config:
-    return _blocks(model)[0] | {"num_levels": model.level.num_embeddings}
+    own = {"num_levels": model.level.num_embeddings, "neighbourhood": model.neighbourhood}
+    return _blocks(model)[0] | own
 
 
 def _schedule(schedule: ScaleSchedule) -> Config:

@@ -68,7 +68,17 @@ def dump_transformer(transformer: STARTransformer, *, class_embedding: Tensor | 
 
 
 def dump_refiner(refiner: Refiner) -> dict[str, Tensor]:
-    """STAR's tensors of the causal-driven sampler's network; shares the parameters' storage."""
+    """STAR's tensors of the causal-driven sampler's network; shares the parameters' storage.
+
+    Raises:
+        ValueError: for a network that the release doesn't have.
+
+    """
+    if refiner.neighbourhood > 1:
+        raise ValueError(
+            f"in the release a token gets no codes around it, in this refiner those of {refiner.neighbourhood} by "
+            f"{refiner.neighbourhood} tokens"
+        )
     return _renamed(refiner, refiner_names()) | _key_biases(refiner, "feat_extract_blocks")
 
 

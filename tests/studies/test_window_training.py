@@ -34,12 +34,14 @@ def test_time_is_that_of_the_steps_that_were_taken(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(window_training, "seconds_of", lambda *_: {"all": 2.0, "window": 0.5})
     monkeypatch.setattr(window_training.command, "present", lambda title, rows, out, facts: shown.extend(rows))
     full = write(tmp_path / "full", 10)
-    window_training.study([*WORDS, f"full={full}", f"runs={tmp_path}", "train_tokens.windows=[[3,4],[5,8]]"])
-    assert [row["seconds"] for row in shown] == [20.0, 3.0, 9.0]
+    words = [*WORDS, "steps_short=4", f"full={full}", f"runs={tmp_path}", "train_tokens.windows=[[3,4],[5,8]]"]
+    window_training.study(words)
+    assert [row["seconds"] for row in shown] == [20.0, 3.0, 9.0, 8.0]
     assert shown[2]["share of the time"] == pytest.approx(0.45)
     assert {"train_tokens=local_window", "train_tokens.windows=[[3,4],[5,8]]"} <= set(trained["tokens_window"])
     assert f"init_from={tmp_path / 'tokens_window'}" in trained["tokens_after"]
-    assert not any("train_tokens" in word for word in trained["tokens_after"])
+    for name in ("tokens_after", "tokens_short"):
+        assert not any("train_tokens" in word for word in trained[name])
 
 
 def test_a_step_of_each_kind_is_timed() -> None:

@@ -125,6 +125,8 @@ def judge_window_training(rows: Rows) -> Verdict:
     full, ours = kinds["all"], kinds["window, then all"]
     said = f"right: {ours['right']:.3f} after windows and then all tokens, {full['right']:.3f} after all tokens; "
     said += f"{ours['share of the time']:.2f} of the time"
+    if short := kinds.get("all, shorter"):
+        said += f"; {short['right']:.3f} after all tokens for {short['share of the time']:.2f} of it"
     return ours["right"] >= full["right"] - 0.05 and ours["share of the time"] < 1, said
 
 

@@ -28,8 +28,10 @@ Settings, and what they are unless given:
   data=                folder of the demo's shards (needed)
   full=                run directory of a generator trained on all tokens; by default one is trained
   steps=1100           of that training
-  steps_window=1000 steps_after=300  on windows, and then on all tokens
+  steps_window=1000 steps_after=600  on windows, and then on all tokens
   lr_after=2.0e-3      the learning rate of the latter
+  steps_short=         of one more training on all tokens, to see what the windows add: give it as many steps as take
+                       as long as the two together; by default there is none
   per_caption=1        pictures of each caption that are judged
   repeats=5            timed steps of each kind; they take turns
   runs=outputs/studies/runs
@@ -37,10 +39,10 @@ Settings, and what they are unless given:
 Any other word is one of train.py's, for all trainings; train_tokens.windows=[[3,4],[5,8]] for the one on windows.
 """
 OWN: dict[str, Callable[[str], Any]] = {name: Path for name in ("tokenizer", "data", "full", "runs", "out")}
-OWN |= dict.fromkeys(("steps", "steps_window", "steps_after", "per_caption", "repeats"), command.count)
+OWN |= dict.fromkeys(("steps", "steps_window", "steps_after", "steps_short", "per_caption", "repeats"), command.count)
 OWN["lr_after"] = float
-DEFAULTS: dict[str, Any] = {"full": None, "steps": 1100, "steps_window": 1000, "steps_after": 300, "lr_after": 2e-3}
-DEFAULTS |= {"per_caption": 1, "repeats": 5, "runs": Path("outputs/studies/runs"), "out": None}
+DEFAULTS: dict[str, Any] = {"full": None, "steps": 1100, "steps_window": 1000, "steps_after": 600, "lr_after": 2e-3}
+DEFAULTS |= {"steps_short": None, "per_caption": 1, "repeats": 5, "runs": Path("outputs/studies/runs"), "out": None}
 WINDOW = "train_tokens=local_window"
 
 
@@ -53,32 +55,32 @@ def study(arguments: Sequence[str]) -> None:
     windows = [word for word in overrides if word.startswith("train_tokens.")]
     shared = [f"paths.tokenizer={settings['tokenizer']}", f"paths.data={settings['data']}"]
     shared += [word for word in overrides if word not in windows]
-    full, before, after = runs_of(settings, shared, windows)
+    runs = runs_of(settings, shared, windows)
     seconds = seconds_of(shared, windows, settings["repeats"])
-    counts = {run: saved_step(run) for run in (full, before, after)}  # the last validation may lie before the end
     spent = {
-        "all": counts[full] * seconds["all"],
-        "window": counts[before] * seconds["window"],
-        "window, then all": counts[before] * seconds["window"] + counts[after] * seconds["all"],
+        name: saved_step(run) * seconds["window" if name == "window" else "all"]  # validations may end before the run
+        for name, run in runs.items()
     }
-    rows = [
-        row(name, run, spent[name], settings["per_caption"])
-        for name, run in zip(spent, (full, before, after), strict=True)
-    ]
+    spent["window, then all"] += spent["window"]
+    rows = [row(name, run, spent[name], settings["per_caption"]) for name, run in runs.items()]
     for one in rows:
         one["share of the time"] = one["seconds"] / rows[0]["seconds"]
     command.present("local windows, then all tokens", rows, settings["out"], settings | {"overrides": overrides})
 
 
-def runs_of(settings: Mapping[str, Any], shared: Sequence[str], windows: Sequence[str]) -> tuple[Path, Path, Path]:
-    """The training on all tokens, the one on windows, and what goes on from that."""
-    runs: Path = settings["runs"]
+def runs_of(settings: Mapping[str, Any], shared: Sequence[str], windows: Sequence[str]) -> dict[str, Path]:
+    """Run directories: all tokens, windows, all tokens after these, and perhaps all tokens for a shorter time."""
+    out: Path = settings["runs"]
     full: Path = settings["full"]
     if full is None:
-        full = train("tokens_all", shared, out=runs, steps=settings["steps"], every=100)
-    before = train("tokens_window", [WINDOW, *windows, *shared], out=runs, steps=settings["steps_window"], every=100)
+        full = train("tokens_all", shared, out=out, steps=settings["steps"], every=100)
+    before = train("tokens_window", [WINDOW, *windows, *shared], out=out, steps=settings["steps_window"], every=100)
     more = [f"init_from={before}", f"length.generator.lr={settings['lr_after']}", *shared]
-    return full, before, train("tokens_after", more, out=runs, steps=settings["steps_after"], every=100)
+    after = train("tokens_after", more, out=out, steps=settings["steps_after"], every=100)
+    runs = {"all": full, "window": before, "window, then all": after}
+    if settings["steps_short"]:
+        runs["all, shorter"] = train("tokens_short", shared, out=out, steps=settings["steps_short"], every=100)
+    return runs
 
 
 def seconds_of(shared: Sequence[str], windows: Sequence[str], repeats: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ TRAIN_GROUPS = (
     "model",
     "tokenizer",
     "tokenizer_training",
+    "refiner_training",
     "text_encoder",
     "position",
     "mask",

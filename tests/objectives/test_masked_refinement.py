@@ -39,6 +39,46 @@ class Fixed:
         return self.logits
 
 
+def test_balanced_scales_weigh_the_same_however_few_their_unknown_tokens(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+) -> None:
+    fixed = Fixed(torch.randn(3, 22, 32))
+    objective = MaskedRefinement(first_scale=2, balance="scales")
+    report = objective(fixed, build_transformer(), tokenizer, codes, condition, schedule)
+    target, length = concatenate(codes[2:]), schedule.lengths[2]
+    expected = torch.stack(
+        [
+            torch.nn.functional.cross_entropy(fixed.logits[:, part][unknown], target[:, part][unknown])
+            for part in (slice(length), slice(length, None))
+            for unknown in [~fixed.known[:, part]]
+        ]
+    ).mean()
+    torch.testing.assert_close(report.total, expected)
+    report.total.backward()
+    assert not fixed.logits.grad[fixed.known].any()
+    nothing = objective(fixed, build_transformer(), tokenizer, codes, condition, schedule, known_share=1.0)
+    assert nothing.total == 0
+
+
+def test_a_scale_without_unknown_tokens_has_no_part_in_the_balance(schedule: ScaleSchedule) -> None:
+    logits, target = torch.randn(5, 32, requires_grad=True), torch.randint(32, (5,))
+    objective = MaskedRefinement(first_scale=2, balance="scales")
+    report = objective._compare(logits, target, torch.full((5,), 3), schedule)
+    torch.testing.assert_close(report.total, torch.nn.functional.cross_entropy(logits, target))
+    report.total.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_an_unknown_balance_is_refused() -> None:
+    with pytest.raises(ValueError, match="balance is 'tokens' or 'scales', got 'scale'"):
+        MaskedRefinement(balance="scale")
+
+
 def test_only_unknown_tokens_of_late_scales_count(
     build_transformer: Build,
     tokenizer: MultiScaleTokenizer,

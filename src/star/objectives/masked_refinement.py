@@ -22,20 +22,30 @@ class MaskedRefinement:
     """Cross-entropy of the unknown tokens of every late scale, the generator being frozen.
 
     Each image draws a share of known tokens per scale, arccos(r) / (pi / 2) with r uniform in [0, 1], and each of its
-    tokens is known with that probability. Every unknown token weighs the same. The release also trains on the known
-    ones, with an extra class (release row 20), which teaches nothing and isn't done here.
+    tokens is known with that probability. The release also trains on the known ones, with an extra class (release
+    row 20), which teaches nothing and isn't done here.
 
     Args:
         first_scale: the first trained scale, see `star.models.refiner.first_refined`.
         label_smoothing: share of the target spread over the codebook.
+        balance: `tokens`: every unknown token weighs the same; `scales`: every scale does, whose unknown tokens share
+            its weight. Where the first maps are refined too, of few tokens each, they are hardly learned otherwise.
+
+    Raises:
+        ValueError: for a value out of range.
 
     """
 
-    def __init__(self, *, first_scale: int | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, *, first_scale: int | None = None, label_smoothing: float = 0.0, balance: str = "tokens"
+    ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label smoothing lies in [0, 1), got {label_smoothing}")
+        if balance not in ("tokens", "scales"):
+            raise ValueError(f"balance is 'tokens' or 'scales', got {balance!r}")
         self.first_scale = first_scale
         self.label_smoothing = label_smoothing
+        self.balance = balance
 
     def scales(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         """The scales that are trained."""
@@ -64,8 +74,9 @@ class MaskedRefinement:
             known_share: a fixed share of known tokens in [0, 1], for evaluation; None draws it as in training.
 
         Returns:
-            The mean cross-entropy of unknown tokens; their accuracy, beside the generator's own on the same tokens;
-            loss and accuracy of each scale (nan where no token was unknown or the scale isn't trained).
+            The cross-entropy of unknown tokens, averaged as `balance` says; their accuracy, beside the generator's own
+            on the same tokens; loss and accuracy of each scale (nan where no token was unknown or the scale isn't
+            trained).
 
         """
         scales = self.scales(schedule)
@@ -91,7 +102,10 @@ class MaskedRefinement:
             "accuracy": scale_means(right, scales, len(schedule)),
         }
         # a batch whose tokens are all known has no loss, but still a graph
-        return LossReport(loss.sum() / max(len(loss), 1), {"accuracy": _mean(right)}, per_scale)
+        total = loss.sum() / max(len(loss), 1)
+        if self.balance == "scales" and len(loss):
+            total = scale_means(loss, scales, len(schedule)).nanmean()
+        return LossReport(total, {"accuracy": _mean(right)}, per_scale)
 
     def known(self, batch: int, schedule: ScaleSchedule, share: float | None = None) -> Tensor:
         """Which tokens of the trained scales are given, (B, n) bool."""

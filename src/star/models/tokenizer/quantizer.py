@@ -78,8 +78,9 @@ class MultiScaleVQ(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """Codes (N,) long of vectors z (N, D): the closest entries."""
         entries = self.codebook.weight.float()
-        # |z - e|^2 without |z|^2, which is the same for every entry
-        return torch.addmm(entries.square().sum(1), z.float(), entries.T, alpha=-2.0).argmin(1)
+        with _fp32(z):
+            # |z - e|^2 without |z|^2, which is the same for every entry
+            return torch.addmm(entries.square().sum(1), z.float(), entries.T, alpha=-2.0).argmin(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Entries (B, L_k, D) of codes (B, L_k)."""

@@ -179,3 +179,30 @@ def test_a_step_moves_the_rate_and_validation_takes_every_caption_and_token(
     assert heard == {"training": [""] * 4, "validation": few.captions}
     assert asked == [False, False, True]
     assert {"train/loss", "val/loss", "val/accuracy/scale_03"} <= set(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size": 16}, "draws 16 codes of width 8, the tokenizer has 32 of width 8"),
+        ({"code_width": 4}, "draws 32 codes of width 4"),
+        ({"num_levels": 3}, "needs 4 levels, the generator has 3"),
+    ],
+)
+def test_a_generator_of_other_tokens_is_refused(
+    build_transformer: Callable[..., STARTransformer],
+    module: GeneratorModule,
+    schedule: ScaleSchedule,
+    changes: dict[str, int],
+    message: str,
+) -> None:
+    """At once, not as an index out of range in the first step."""
+    with pytest.raises(ValueError, match=message):
+        GeneratorModule(
+            transformer=build_transformer(pooled_width=16, context_width=16, **changes),
+            tokenizer=module.tokenizer,
+            text_encoder=module.text_encoder,
+            objective=TeacherForcing(),
+            schedule=schedule,
+            optimizer=AdamW(1e-3),
+        )

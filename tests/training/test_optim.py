@@ -96,6 +96,12 @@ def test_a_schedule_of_steps_is_refused(wrong: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("spec", [AdamW, MuonAdamW])
+def test_a_negative_decay_would_let_weights_grow(spec: type[AdamW | MuonAdamW]) -> None:
+    with pytest.raises(ValueError, match="weight_decay can't be negative, got -1"):
+        spec(1e-3, weight_decay=-1)
+
+
+@pytest.mark.parametrize("spec", [AdamW, MuonAdamW])
 @pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), 0.9])
 def test_betas_are_two_numbers(spec: type[AdamW | MuonAdamW], betas: object) -> None:
     with pytest.raises(ValueError, match="betas are two numbers"):

@@ -74,16 +74,19 @@ def groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def pair(betas: Sequence[float]) -> tuple[float, float]:
-    """Decay rates of Adam's two moments.
+def check_adam(lr: float, betas: Sequence[float], weight_decay: float) -> None:
+    """Check what Adam, Muon's other half, is given.
 
     Raises:
-        ValueError: for anything but two numbers in [0, 1).
+        ValueError: for a rate that isn't positive, a negative decay, or betas that aren't two numbers in [0, 1).
 
     """
+    if lr <= 0:
+        raise ValueError(f"a learning rate must be positive, got {lr}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay can't be negative, got {weight_decay}")
     if not isinstance(betas, list | tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas are two numbers in [0, 1), such as [0.9, 0.95], got {betas}")
-    return betas[0], betas[1]
 
 
 class AdamW:
@@ -107,10 +110,9 @@ class AdamW:
         schedule: Callable[[int, int], float] | None = None,
         fused: bool | None = None,
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"a learning rate must be positive, got {lr}")
+        check_adam(lr, betas, weight_decay)
         self.lr = lr
-        self.betas = pair(betas)
+        self.betas = (betas[0], betas[1])
         self.weight_decay = weight_decay
         self.schedule = schedule or WarmupLinear()
         self.fused = fused
@@ -145,14 +147,13 @@ class MuonAdamW:
         weight_decay: float = 0.05,
         schedule: Callable[[int, int], float] | None = None,
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"a learning rate must be positive, got {lr}")
+        check_adam(lr, betas, weight_decay)
         check(momentum, iterations)
         self.lr = lr
         self.blocks = blocks
         self.momentum = momentum
         self.iterations = iterations
-        self.betas = pair(betas)
+        self.betas = (betas[0], betas[1])
         self.weight_decay = weight_decay
         self.schedule = schedule or WarmupLinear()
 

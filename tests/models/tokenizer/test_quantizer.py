@@ -156,3 +156,8 @@ def test_features_of_another_size_are_refused() -> None:
 def test_another_composition_is_refused() -> None:
     with pytest.raises(ValueError, match="composition"):
         build("sum")
+
+
+def test_a_phi_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 8, these have 6"):
+        MultiScaleVQ(24, 6, phi=ResidualConv(8))

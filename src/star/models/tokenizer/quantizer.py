@@ -50,7 +50,8 @@ class MultiScaleVQ(nn.Module):
             and f_hat the last one (FlexVAR).
 
     Raises:
-        ValueError: for another composition, or a schedule whose last scale isn't the size of the features.
+        ValueError: for another composition, a phi of another width, or a schedule whose last scale isn't the size of
+            the features.
 
     """
 
@@ -60,6 +61,8 @@ class MultiScaleVQ(nn.Module):
         super().__init__()
         if composition not in ("residual", "independent"):
             raise ValueError(f"composition is 'residual' or 'independent', got {composition!r}")
+        if phi.width != code_width:
+            raise ValueError(f"phi smooths codes of width {phi.width}, these have {code_width}: give both one width")
         self.composition = composition
         self.phi = phi
         self.codebook = nn.Embedding(codebook_size, code_width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,25 @@ def test_every_option_explains_itself() -> None:
             assert any(
                 line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines()[:3]
             ), path
+
+
+PUBLISHED = (CONF / "tokenizer_training" / "published.yaml").read_text().splitlines()
+SWITCHES = [[word for word in shlex.split(line) if "=" in word] for line in PUBLISHED if line.startswith("#   ")]
+
+
+@pytest.mark.parametrize("words", SWITCHES, ids=" ".join)
+def test_losses_that_are_off_are_switched_on_as_their_file_says(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights are missing, the key that the error names is one that can be set."""
+    monkeypatch.chdir(tmp_path)
+    given = ["task=tokenizer", "stage=64", "tokenizer=nano", *words]
+    if "weights:" not in words[0]:
+        assert any(parameter.requires_grad for parameter in instantiate(resolved(given)["module"]).parameters())
+        return
+    with pytest.raises(FileNotFoundError) as missing:
+        instantiate(resolved(given)["module"])
+    found = re.search(r"set (\S+) to its path", str(missing.value))
+    assert found is not None
+    with pytest.raises(FileNotFoundError, match=r"elsewhere\.pth is missing"):
+        instantiate(resolved([*given, f"{found[1]}=elsewhere.pth"])["module"])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -39,3 +40,9 @@ def test_pictures_appear_on_time_and_training_goes_on(tmp_path: Path) -> None:
     grid = np.asarray(Image.open(tmp_path / "pictures" / "samples_00000004.png"))
     assert grid.shape == (8, 14, 3)  # two images of 4 pixels and a border of 2
     assert grid.max() == 255
+
+
+@pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"every_n_steps": 1, "num_images": 0}])
+def test_no_steps_or_pictures_are_refused(wrong: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pictures=null"):
+        Pictures(**wrong, directory=tmp_path)

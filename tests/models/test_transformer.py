@@ -216,3 +216,17 @@ def test_wrong_inputs_are_named(
         build_transformer(adaptive_norm="own")
     with pytest.raises(ValueError, match="factor 2"):
         tokenizer.check((16, 16), schedule)
+
+
+def test_stochastic_depth_grows_with_the_layer(build_transformer: Build) -> None:
+    def rates(**changes: object) -> list[float]:
+        return [block.drop_path.rate for block in build_transformer(**changes).blocks]  # type: ignore[union-attr]
+
+    assert rates(depth=5, drop_path=0.2) == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert rates(depth=1, drop_path=0.2) == [0.0]
+
+
+def test_stochastic_depth_spares_the_text(build_transformer: Build, schedule: ScaleSchedule) -> None:
+    block = build_transformer(depth=2, drop_path=1 - 1e-9).train().blocks[1]
+    x, context = torch.randn(3, schedule.total, 32), torch.randn(3, 5, 10)
+    torch.testing.assert_close(block(x, context=context), x + block.text(x, context, None, None, 0))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from star.nn import flex
 from star.nn.attention import attend
 from star.nn.flex import BLOCK, block_mask, flex_attend
 from star.nn.masks import ScaleMask, Visibility
@@ -79,7 +80,7 @@ def test_the_mask_is_made_without_an_l_by_l_tensor() -> None:
         mask = ScaleMask().block_mask(schedule)
     assert mask.shape == (1, 1, 9451, 9451)
     assert watch.largest <= 9451
-    assert -((-9451 // BLOCK) ** 2) < 9451
+    assert (-(-9451 // BLOCK)) ** 2 < 9451  # the blocks alone are fewer than that
 
 
 def test_training_on_a_cpu_is_refused() -> None:
@@ -100,3 +101,15 @@ def test_other_masks_are_refused() -> None:
         flex_attend(q, q, q, Chosen((0, 2), (0,)))
     with pytest.raises(ValueError, match="move forward"):
         block_mask(Visibility((0, 1, 2, 3), (0, 1, 0)), CPU)
+
+
+def test_a_training_can_use_masks_that_a_validation_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: dict[object, BlockMask] = {}
+    monkeypatch.setattr(flex, "_masks", masks)
+    monkeypatch.setattr(flex, "_kernel", lambda q, k, v, *, block_mask, scale: q)
+    visibility = ScaleMask().visibility(SCHEDULES[0])
+    q = torch.zeros(1, 1, visibility.offsets[-1], 16)
+    with torch.inference_mode():
+        flex_attend(q, q, q, visibility)
+    (mask,) = masks.values()
+    assert not mask.kv_indices.is_inference()

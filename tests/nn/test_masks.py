@@ -21,6 +21,7 @@ def test_thinned_scales_keep_their_order(schedule: ScaleSchedule) -> None:
     assert spans == [(slice(0, 1), slice(0, 1)), (slice(1, 5), slice(0, 5)), (slice(5, 10), slice(0, 10))]
 
 
-def test_a_negative_order_is_refused() -> None:
-    with pytest.raises(ValueError, match="-1"):
-        ScaleMask(-1)
+@pytest.mark.parametrize("order", [-1, 1.5])
+def test_another_order_is_refused(order: int) -> None:
+    with pytest.raises(ValueError, match=f"got {order}"):
+        ScaleMask(order)

@@ -74,3 +74,17 @@ def test_a_rotation_is_the_same_alone_and_in_a_batch(heads: int, width: int, len
     angles = torch.rand(length, width // 2) * 6
     rotation = (angles.cos(), angles.sin())
     assert torch.equal(rotate(x, rotation)[5:6], rotate(x[5:6].clone(), rotation))
+
+
+@pytest.mark.parametrize("first", ["validation", "training"])
+def test_a_training_can_use_what_a_validation_asked_for_first(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, or compiled, where a rotation keeps its cosines for the backward pass."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    position, schedule = Rotary2D(), ScaleSchedule.square(1, 2)
+    with torch.inference_mode(first == "validation"):
+        position.rotation(schedule, 8, torch.device("cpu"))
+    x = torch.randn(1, 1, 5, 8, requires_grad=True)
+    rotation = position.rotation(schedule, 8, torch.device("cpu"))
+    assert rotation is not None
+    rotate(x, rotation).square().sum().backward()
+    assert x.grad is not None

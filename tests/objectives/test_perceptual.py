@@ -65,7 +65,9 @@ def test_it_is_neither_trained_nor_saved(folder: Path) -> None:
 
 
 def test_missing_weights_are_named_with_source_and_key(tmp_path: Path) -> None:
-    message = r"vgg16-397923af.pth from https://download.pytorch.org/.* set module.objective.perceptual.weights"
+    message = (
+        r"vgg16-397923af.pth from https://download.pytorch.org/.* set tokenizer_training.objective.perceptual.weights"
+    )
     with pytest.raises(FileNotFoundError, match=message):
         LPIPS(tmp_path)
 
@@ -78,3 +80,12 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / BACKBONES["alexnet"].file)
     with pytest.raises(ValueError, match="torchvision's weights of alexnet"):
         LPIPS(tmp_path, network="alexnet")
+
+
+def test_vgg_is_compared_before_each_pooling() -> None:
+    """relu1_2, 2_2, 3_3, 4_3 and 5_3 of the paper."""
+    with torch.device("meta"):
+        layers = list(torchvision.models.vgg16(weights=None).features)
+    before = [i for i, layer in enumerate(layers[1:]) if isinstance(layer, nn.MaxPool2d)]
+    assert BACKBONES["vgg16"].taps == tuple(before)
+    assert all(isinstance(layers[tap], nn.ReLU) for tap in before)

@@ -77,3 +77,17 @@ def test_means_of_scales() -> None:
     assert means[2] == 5
     with pytest.raises(ValueError, match="1"):
         TeacherForcing(label_smoothing=1.0)
+
+
+def test_label_smoothing_spreads_the_target(
+    build_transformer: Callable[..., STARTransformer],
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[torch.Tensor],
+) -> None:
+    model = build_transformer()
+    report = TeacherForcing(label_smoothing=0.3)(model, tokenizer, codes, condition, schedule)
+    logs = model(tokenizer.quantizer.teacher_forcing(codes, schedule), condition, schedule).log_softmax(-1)
+    right = logs.gather(2, concatenate(codes)[..., None])[..., 0]
+    torch.testing.assert_close(report.total, -(0.7 * right + 0.3 * logs.mean(-1)).mean())

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
+from torch.utils.data import DataLoader
 
 from star.models.conditioning.word_transformer import WordTransformer
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
@@ -14,7 +18,7 @@ from star.sampling.samplers import Greedy
 from star.schedule import ScaleSchedule
 from star.training.generator_module import GeneratorModule
 from star.training.optim import AdamW
-from star.types import Batch, Condition
+from star.types import Batch, Condition, LossReport
 
 
 class Listener(WordTransformer):
@@ -134,3 +138,71 @@ def test_a_training_from_scratch_begins_with_the_codebook_if_asked_to(module: Ge
     before = module.transformer.head.logits.weight.clone()
     module.begin()
     assert torch.equal(before, module.transformer.head.logits.weight) is not wanted
+
+
+def test_a_step_moves_the_rate_and_validation_takes_every_caption_and_token(
+    module: GeneratorModule, batch: Batch, tmp_path: Path
+) -> None:
+    heard: dict[str, list[str]] = {}
+    asked: list[bool] = []
+
+    class Objective(TeacherForcing):
+        def __call__(self, *args: Any, every_token: bool = False) -> LossReport:
+            asked.append(every_token)
+            return super().__call__(*args, every_token=every_token)
+
+    class Hear(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            heard["training"] = module.text_encoder.heard
+
+        def on_validation_batch_end(self, *_: Any) -> None:
+            heard["validation"] = module.text_encoder.heard
+
+    module.objective, module.caption_dropout = Objective(), 1.0
+    module.optimizer = AdamW(1e-3, schedule=lambda step, total: 1 - step / (2 * total))
+    few = batch.first(4)
+    loader = DataLoader([few, few], batch_size=None)  # type: ignore[arg-type]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        callbacks=[Hear()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module.train(), loader, loader)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([5e-4] * 2)
+    assert heard == {"training": [""] * 4, "validation": few.captions}
+    assert asked == [False, False, True]
+    assert {"train/loss", "val/loss", "val/accuracy/scale_03"} <= set(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size": 16}, "draws 16 codes of width 8, the tokenizer has 32 of width 8"),
+        ({"code_width": 4}, "draws 32 codes of width 4"),
+        ({"num_levels": 3}, "needs 4 levels, the generator has 3"),
+    ],
+)
+def test_a_generator_of_other_tokens_is_refused(
+    build_transformer: Callable[..., STARTransformer],
+    module: GeneratorModule,
+    schedule: ScaleSchedule,
+    changes: dict[str, int],
+    message: str,
+) -> None:
+    """At once, not as an index out of range in the first step."""
+    with pytest.raises(ValueError, match=message):
+        GeneratorModule(
+            transformer=build_transformer(pooled_width=16, context_width=16, **changes),
+            tokenizer=module.tokenizer,
+            text_encoder=module.text_encoder,
+            objective=TeacherForcing(),
+            schedule=schedule,
+            optimizer=AdamW(1e-3),
+        )

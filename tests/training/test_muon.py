@@ -57,3 +57,9 @@ def test_parameters_without_gradient_stay_and_vectors_are_refused() -> None:
     assert torch.equal(parameter, torch.ones(2, 2))
     with pytest.raises(ValueError, match="matrices"):
         Muon([nn.Parameter(torch.ones(3))], 0.1)
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.5}, {"iterations": 0}])
+def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        Muon([nn.Parameter(torch.ones(2, 2))], 0.1, **wrong)  # type: ignore[arg-type]

@@ -78,3 +78,37 @@ def test_muon_needs_matrices() -> None:
         MuonAdamW(1e-2).build(layer.named_parameters(), 10)
     with pytest.raises(ValueError, match="0"):
         AdamW(0.0)
+
+
+def test_offsets_of_adaptive_norms_do_not_decay(build_transformer: Callable[..., STARTransformer]) -> None:
+    model = build_transformer(context_width=None, adaptive_norm="shared", pooled_width=32)
+    decayed = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
+    assert "shared_modulation.weight" in decayed
+    assert not any(name.endswith("offsets") for name in decayed)
+
+
+@pytest.mark.parametrize("wrong", [{"warmup": 500}, {"plateau": -0.1}, {"start": 2.0}, {"end": 1.5}])
+def test_a_schedule_of_steps_is_refused(wrong: dict[str, float]) -> None:
+    """`warmup=500` would keep the rate at its start for ever."""
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"shares of all steps.*'{name}': {value}"):
+        WarmupLinear(**wrong)
+
+
+@pytest.mark.parametrize("spec", [AdamW, MuonAdamW])
+def test_a_negative_decay_would_let_weights_grow(spec: type[AdamW | MuonAdamW]) -> None:
+    with pytest.raises(ValueError, match="weight_decay can't be negative, got -1"):
+        spec(1e-3, weight_decay=-1)
+
+
+@pytest.mark.parametrize("spec", [AdamW, MuonAdamW])
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), 0.9])
+def test_betas_are_two_numbers(spec: type[AdamW | MuonAdamW], betas: object) -> None:
+    with pytest.raises(ValueError, match="betas are two numbers"):
+        spec(1e-3, betas=betas)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"iterations": 0}])
+def test_impossible_settings_of_muon_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="Muon's momentum"):
+        MuonAdamW(1e-3, **wrong)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from star.models.transformer import STARTransformer
 from star.nn.attention import QKNorm
 from star.objectives.teacher_forcing import TeacherForcing
 from star.schedule import ScaleSchedule
+from star.training.optim import AdamW
 from star.types import Condition
 
 
@@ -94,3 +95,36 @@ def test_a_gradient_scaler_resumes_to_the_bit(tmp_path: Path) -> None:
     resumed, again = fit(6, tmp_path / "step=3.ckpt")
     assert again == scale
     assert torch.equal(straight.layer.weight, resumed.layer.weight)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.filterwarnings("ignore:.*fewer than the logging interval.*", "ignore:.*lr_scheduler.step.*")
+def test_a_fused_optimizer_s_gradients_are_unscaled_and_clipped(precision: Any, fused: bool, tmp_path: Path) -> None:
+    class Clipped(Line):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return AdamW(0.1, fused=fused).build(self.named_parameters(), 10)[0]
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            norms.append(torch.stack([p.grad.norm() for p in self.parameters() if p.grad is not None]).norm().item())
+
+    norms: list[float] = []
+    torch.manual_seed(0)
+    module = Clipped()
+    before = module.layer.weight.detach().clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)  # type: ignore[attr-defined]
+    plugin = MixedPrecision(precision, "cpu", scaler=scaler if precision == "16-mixed" else None)
+    trainer = Trainer(
+        accelerator="cpu",
+        plugins=[plugin],
+        max_steps=1,
+        gradient_clip_val=0.01,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, DataLoader(torch.ones(4, 4), batch_size=2))  # type: ignore[arg-type]
+    assert norms == pytest.approx([0.01], rel=1e-3)
+    assert not torch.equal(module.layer.weight, before)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,18 @@ from star.checkpoints.describe import describe
 from star.checkpoints.pretrained import write_pretrained
 from star.checkpoints.var_to_star import star_from_var
 from star.models.conditioning.word_transformer import WordTransformer
+from star.models.tokenizer.discriminator import PatchDiscriminator
+from star.models.tokenizer.revival import CodebookRevival
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.position import AbsolutePosition
 from star.objectives.teacher_forcing import TeacherForcing
+from star.objectives.vqgan import VQGANObjective
 from star.schedule import ScaleSchedule
 from star.training.generator_module import GeneratorModule
 from star.training.optim import AdamW
 from star.training.run import Run
+from star.training.tokenizer_module import TokenizerModule
 
 
 @pytest.fixture
@@ -145,3 +151,69 @@ def test_a_generator_that_does_not_fit_is_refused_whole(
     with pytest.raises(ValueError, match=r"init_from=.*missing"):
         initialise(module, folder(tmp_path / "star", schedule, transformer=other))
     assert torch.equal(module.transformer.embed.weight, before)
+
+
+def tokenizer_module(tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, **helpers: int) -> TokenizerModule:
+    """A copy of the tokenizer with other weights, in training; helpers by their size."""
+    own = deepcopy(tokenizer)
+    for parameter in own.parameters():
+        parameter.data.normal_()
+    parts: dict[str, Any] = {}
+    if "revival" in helpers:
+        parts["revival"] = CodebookRevival(codebook_size=32, num_scales=helpers["revival"])
+    if "discriminator" in helpers:
+        parts["discriminator"] = PatchDiscriminator(channels=helpers["discriminator"], num_layers=1, groups=4)
+    if helpers.get("revival", len(schedule)) > len(schedule):
+        schedule = ScaleSchedule((*schedule.sizes, (8, 8)))
+    return TokenizerModule(tokenizer=own, schedule=schedule, objective=VQGANObjective(), optimizer=AdamW(1e-3), **parts)
+
+
+def begin(module: TokenizerModule, source: TokenizerModule, folder: Path) -> None:
+    torch.save({"state_dict": source.state_dict(), "config": {"module": {}}}, folder / "before.ckpt")
+    config = {"task": "tokenizer", "init_from": str(folder / "before.ckpt"), "init_rule": "position"}
+    Run(config, folder).initialise(module)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({}, {"revival": 4}),
+        ({}, {"discriminator": 8}),
+        ({"revival": 4, "discriminator": 8}, {}),
+        ({"revival": 4}, {"revival": 5, "discriminator": 8}),
+        ({"discriminator": 8}, {"discriminator": 16}),
+    ],
+    ids=["adds a revival", "adds a critic", "leaves both out", "has more scales", "has another critic"],
+)
+def test_a_tokenizer_is_trained_further_with_other_help(
+    tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, tmp_path: Path, before: dict[str, int], now: dict[str, int]
+) -> None:
+    source, later = (tokenizer_module(tokenizer, schedule, **helpers) for helpers in (before, now))
+    fresh = {name: value.clone() for name, value in later.state_dict().items() if not name.startswith("tokenizer.")}
+    begin(later, source, tmp_path)
+    found = later.state_dict()
+    tokens = {name: value for name, value in source.state_dict().items() if name.startswith("tokenizer.")}
+    assert all(torch.equal(found[name], value) for name, value in tokens.items())
+    assert all(torch.equal(found[name], value) for name, value in fresh.items() if name != "revival.fitted")
+    if later.revival is not None:  # a codebook whose own training hadn't come to fit it is fitted, any other stays
+        assert bool(later.revival.fitted) is ("revival" not in before)
+
+
+def test_a_tokenizer_is_trained_further_with_the_same_help(
+    tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, tmp_path: Path
+) -> None:
+    source, later = (tokenizer_module(tokenizer, schedule, revival=4, discriminator=8) for _ in range(2))
+    assert source.revival is not None
+    source.revival.fitted.fill_(True)
+    source.revival.usage.uniform_()
+    begin(later, source, tmp_path)
+    assert all(torch.equal(later.state_dict()[name], value) for name, value in source.state_dict().items())
+
+
+def test_a_tokenizer_does_not_begin_with_a_generator_alone(
+    module: GeneratorModule, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, tmp_path: Path
+) -> None:
+    source = folder(tmp_path / "star", schedule, transformer=module.transformer)
+    config = {"task": "tokenizer", "init_from": str(source), "init_rule": "position"}
+    with pytest.raises(ValueError, match="has no tokenizer to begin with"):
+        Run(config, tmp_path).initialise(tokenizer_module(tokenizer, schedule))

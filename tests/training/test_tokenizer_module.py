@@ -296,3 +296,17 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, Any], message: str) -> No
 def test_images_of_another_resolution_are_refused() -> None:
     with pytest.raises(ValueError, match="change the stage"):
         build().reconstruct(torch.zeros(1, 3, 16, 16))
+
+
+def test_a_frozen_decoder_has_no_layer_to_balance_a_discriminator_at(tmp_path: Path) -> None:
+    """Found when it is built, not when the discriminator begins, a fifth of the training later."""
+    with pytest.raises(ValueError, match=r"objective\.adaptive=null"):
+        build(contested=True, frozen=("decoder",))
+    build(frozen=("decoder",))
+    objective = VQGANObjective(adversarial_start=0.3, adversarial_warmup=2, adaptive=None)
+    module = build(contested=True, frozen=("decoder",), objective=objective)
+    before = state(module)
+    fit(module, tmp_path)
+    changed = {name.rsplit(".", 2)[0] for name, value in state(module).items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("discriminator") for name in changed)
+    assert not any(name.startswith("tokenizer.decoder") for name in changed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from hydra.errors import InstantiationException
 
 from star.schedule import ScaleSchedule
 from star.utils.instantiate import build_all, instantiate, instantiate_trusted, targets
@@ -45,3 +46,15 @@ def test_own_classes_and_trusted_packages_are_built() -> None:
     with pytest.raises(ValueError, match="fractions"):
         instantiate_trusted(fraction)
     assert instantiate_trusted(fraction, packages=["fractions"]) == 0.5
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_settings_of_the_wrong_kind_are_named(outer: bool) -> None:
+    wrong = {"_target_": "star.training.optim.AdamW", "lr": None, "betas": [0.9, 0.95]}
+    with pytest.raises(ValueError, match=r"star\.training\.optim\.AdamW .*lr=null, betas=\[0\.9, 0\.95\].*NoneType"):
+        instantiate({"part": {"inner": wrong}} if outer else wrong)
+
+
+def test_errors_of_other_peoples_classes_keep_their_traceback() -> None:
+    with pytest.raises(InstantiationException):
+        instantiate({"_target_": "fractions.Fraction", "numerator": "x" * 3, "denominator": [1]})

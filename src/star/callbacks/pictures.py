@@ -27,9 +27,17 @@ class Pictures(Callback):
         num_images: how many images of the batch.
         directory: where `NAME_00001000.png` are written.
 
+    Raises:
+        ValueError: for less than one step or picture.
+
     """
 
     def __init__(self, *, every_n_steps: int, num_images: int = 8, directory: str | Path) -> None:
+        if every_n_steps < 1 or num_images < 1:
+            raise ValueError(
+                "callbacks.pictures takes every_n_steps and num_images from 1 (callbacks.pictures=null for none), got "
+                f"{every_n_steps} and {num_images}"
+            )
         self.every_n_steps = every_n_steps
         self.num_images = num_images
         self.directory = Path(directory)

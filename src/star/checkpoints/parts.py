@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from star.checkpoints import io
 from star.checkpoints.fingerprint import fingerprint
+from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.attention import CrossAttention
+from star.schedule import ScaleSchedule
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,23 @@ def check_widths(transformer: STARTransformer, pooled: int, context: int | None)
         raise ValueError(
             f"the generator takes texts of width {wanted[0]} (pooled) and {wanted[1]} (hidden states), this text "
             f"encoder gives {pooled} and {context}: it was trained with another one"
+        )
+
+
+def check_tokens(transformer: STARTransformer, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule) -> None:
+    """Raise a ValueError unless a generator's codes are the tokenizer's and it has a level for each of the scales."""
+    quantizer, level = tokenizer.quantizer, transformer.level
+    ours = (transformer.head.logits.out_features, transformer.embed.in_features)
+    theirs = (quantizer.codebook_size, quantizer.code_width)
+    if ours != theirs:
+        raise ValueError(
+            f"the generator draws {ours[0]} codes of width {ours[1]}, the tokenizer has {theirs[0]} of width "
+            f"{theirs[1]}: model.codebook_size and model.code_width follow the tokenizer unless they are set"
+        )
+    if level is not None and max(schedule.levels) >= level.num_embeddings:
+        raise ValueError(
+            f"the schedule '{schedule}' needs {max(schedule.levels) + 1} levels, the generator has "
+            f"{level.num_embeddings}: model.num_levels follows the schedule unless it is set"
         )
 
 

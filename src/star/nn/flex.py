@@ -85,7 +85,8 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tens
         raise ValueError("PyTorch's FlexAttention has no backward pass on a CPU: train with backend 'auto' or 'prefix'")
     # a plain dictionary, which compiled blocks can read, too; as few entries as there are lengths to train and validate
     if (visibility, q.device) not in _masks:
-        _masks[visibility, q.device] = block_mask(visibility, q.device)
+        with torch.inference_mode(False):  # a validation may ask first, and training keeps them for its gradients
+            _masks[visibility, q.device] = block_mask(visibility, q.device)
     mask = _masks[visibility, q.device]
     mixed: Tensor = _kernel(q.contiguous(), k.contiguous(), v.contiguous(), block_mask=mask, scale=1.0)
     return mixed

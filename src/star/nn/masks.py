@@ -51,7 +51,7 @@ class ScaleMask:
             scale alone.
 
     Raises:
-        ValueError: for a negative order.
+        ValueError: for an order that is no whole number from 0.
 
     """
 
@@ -59,8 +59,8 @@ class ScaleMask:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.order is not None and self.order < 0:
-            raise ValueError(f"order counts the earlier scales that are seen and can't be negative, got {self.order}")
+        if self.order is not None and not (isinstance(self.order, int) and self.order >= 0):
+            raise ValueError(f"order counts the earlier scales that are seen: 0, 1, ... or null, got {self.order}")
 
     def first_visible(self, k: int) -> int:
         """The coarsest scale that scale `k` sees; a cache may drop everything before it."""

@@ -66,8 +66,9 @@ class Rotary2D(nn.Module):
         """Cosines and sines (L, head_width / 2), fp32; computed once per schedule and device."""
         key = (schedule, head_width, device)
         if key not in self._tables:
-            angles = self.angles(schedule, head_width)
-            self._tables[key] = (angles.cos().to(device), angles.sin().to(device))
+            with torch.inference_mode(False):  # a validation may ask first, and training keeps them for its gradients
+                angles = self.angles(schedule, head_width)
+                self._tables[key] = (angles.cos().to(device), angles.sin().to(device))
         return self._tables[key]
 
     def embedding(self, schedule: ScaleSchedule) -> Tensor | None:

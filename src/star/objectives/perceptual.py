@@ -54,7 +54,7 @@ class LPIPS(Frozen):
             raise ValueError(f"LPIPS has heads for {', '.join(BACKBONES)}, not for {network!r}")
         file = BACKBONES[network].file
         source = f"https://download.pytorch.org/models/{file}"
-        state = read_weights(weights, name=file, source=source, key="module.objective.perceptual.weights")
+        state = read_weights(weights, name=file, source=source, key="tokenizer_training.objective.perceptual.weights")
         super().__init__(LPIPSNetwork(network, state))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class LPIPS(Frozen):
         if min(images.shape[2:]) < MIN_SIDE:
             raise ValueError(
                 f"LPIPS needs images of {MIN_SIDE} pixels or more, got {tuple(images.shape[2:])}: "
-                "set module.objective.perceptual=null or raise the resolution"
+                "set tokenizer_training.objective.perceptual=null or raise the resolution"
             )
         return self.network(images, others)
 

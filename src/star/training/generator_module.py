@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from star.checkpoints.parts import check_widths
+from star.checkpoints.parts import check_tokens, check_widths
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.init import follow_codebook
@@ -48,8 +48,8 @@ class GeneratorModule(LightningModule):
         decoder: from (transformer, tokenizer, schedule) to what draws pictures during training; None draws none.
 
     Raises:
-        ValueError: when the text encoder's widths aren't the transformer's, the dropout isn't in [0, 1], or the decoder
-            needs a refiner and has none.
+        ValueError: when text encoder, tokenizer or schedule don't fit the transformer, the dropout isn't in [0, 1], or
+            the decoder needs a refiner and has none.
 
     """
 
@@ -74,6 +74,7 @@ class GeneratorModule(LightningModule):
             raise ValueError(NO_REFINER)
         encoder: Any = text_encoder
         check_widths(transformer, encoder.pooled_width, encoder.context_width)
+        check_tokens(transformer, tokenizer, schedule)
         self.transformer = transformer
         self.tokenizer = tokenizer.requires_grad_(False)
         self.text_encoder = text_encoder

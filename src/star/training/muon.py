@@ -27,7 +27,7 @@ class Muon(Optimizer):
         iterations: Newton-Schulz steps per update; fewer are cheaper and less exact.
 
     Raises:
-        ValueError: for a parameter with fewer dimensions.
+        ValueError: for a parameter with fewer dimensions, a momentum outside [0, 1), or no iteration.
 
     """
 
@@ -40,6 +40,7 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         iterations: int = 5,
     ) -> None:
+        check(momentum, iterations)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations}
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -70,6 +71,14 @@ class Muon(Optimizer):
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(
             orthogonal(matrix, group["iterations"]).view_as(parameter).to(parameter), alpha=-group["lr"] * scale
+        )
+
+
+def check(momentum: float, iterations: int) -> None:
+    """Raise a ValueError unless these are settings of Muon."""
+    if not 0 <= momentum < 1 or iterations < 1:
+        raise ValueError(
+            f"Muon's momentum lies in [0, 1) and it takes at least one iteration, got {momentum} and {iterations}"
         )
 
 

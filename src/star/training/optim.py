@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from star.training.muon import Muon
+from star.training.muon import Muon, check
 
 Named = Iterable[tuple[str, nn.Parameter]]
-UNDECAYED = ("position.table", "start_position", "level.weight", "log_scale", "codebook", "embedding")
+UNDECAYED = ("position.table", "start_position", "level.weight", "log_scale", "codebook", "embedding", "offsets")
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,23 @@ class WarmupLinear:
         start: rate of the first step over the peak.
         end: rate of the last step over the peak.
 
+    Raises:
+        ValueError: for what isn't a share.
+
     """
 
     warmup: float = 0.02
     plateau: float = 0.05
     start: float = 0.005
     end: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        if wrong := {name: value for name, value in vars(self).items() if not 0 <= value <= 1}:
+            raise ValueError(
+                "warmup and plateau are shares of all steps (not numbers of steps), start and end are shares of the "
+                f"peak rate, all in [0, 1]; got {wrong}"
+            )
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Factor of the learning rate at `step` of `total_steps`."""
@@ -63,6 +74,21 @@ def groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
+def check_adam(lr: float, betas: Sequence[float], weight_decay: float) -> None:
+    """Check what Adam, Muon's other half, is given.
+
+    Raises:
+        ValueError: for a rate that isn't positive, a negative decay, or betas that aren't two numbers in [0, 1).
+
+    """
+    if lr <= 0:
+        raise ValueError(f"a learning rate must be positive, got {lr}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay can't be negative, got {weight_decay}")
+    if not isinstance(betas, list | tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are two numbers in [0, 1), such as [0.9, 0.95], got {betas}")
+
+
 class AdamW:
     """AdamW with decay only where it belongs (STAR: betas 0.9 and 0.95, decay 0.05).
 
@@ -84,8 +110,7 @@ class AdamW:
         schedule: Callable[[int, int], float] | None = None,
         fused: bool | None = None,
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"a learning rate must be positive, got {lr}")
+        check_adam(lr, betas, weight_decay)
         self.lr = lr
         self.betas = (betas[0], betas[1])
         self.weight_decay = weight_decay
@@ -95,6 +120,8 @@ class AdamW:
     def build(self, named: Named, total_steps: int) -> tuple[Optimizer, LambdaLR]:
         """The optimiser of named parameters, and its schedule over `total_steps` optimiser steps."""
         optimizer = torch.optim.AdamW(groups(named, self.weight_decay), lr=self.lr, betas=self.betas, fused=self.fused)
+        # a fused step could unscale fp16's gradients by itself; Lightning then refuses to clip, and in bf16, too
+        optimizer._step_supports_amp_scaling = False
         return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step, total_steps))
 
 
@@ -120,8 +147,8 @@ class MuonAdamW:
         weight_decay: float = 0.05,
         schedule: Callable[[int, int], float] | None = None,
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"a learning rate must be positive, got {lr}")
+        check_adam(lr, betas, weight_decay)
+        check(momentum, iterations)
         self.lr = lr
         self.blocks = blocks
         self.momentum = momentum

@@ -40,6 +40,8 @@ EXPECTED_WARNINGS = (
     ".*FSDP2-wrapped module .* returned a view tensor.*",  # which nobody writes to
 )
 
+HELPERS = ("discriminator", "revival")  # of a tokenizer's training, and no part of the tokenizer
+
 
 class Run:
     """Builds data, module and trainer, cheapest checks first, and fits.
@@ -163,13 +165,20 @@ def fitted(module: LightningModule, state: Mapping[str, Tensor], *, what: str) -
     """The weights that a module takes from a checkpoint, and the names of those that stay as they are.
 
     Converted weights have a generator and perhaps no more: without a tokenizer or text encoder of their own, those
-    stay. A generator's tokenizer is always the run's (`paths.tokenizer`), never the checkpoint's. What a checkpoint has
-    beyond the module's parts isn't used.
+    stay. A generator's tokenizer is always the run's (`paths.tokenizer`), never the checkpoint's. What helps a
+    tokenizer in training is taken where it fits and otherwise begins anew. What a checkpoint has beyond the module's
+    parts isn't used.
+
+    Raises:
+        ValueError: when a tokenizer shall be trained further and there is none.
+
     """
     own = module.state_dict()
     parts = {name.partition(".")[0] for name in own}
     found = {name.partition(".")[0] for name in state}
-    staying = (parts - found) & {"tokenizer", "text_encoder"}
+    if "transformer" not in parts and "tokenizer" in parts - found:
+        raise ValueError(f"{what} has no tokenizer to begin with: give a run, checkpoint or converted folder with one")
+    staying = (parts - found) & {"tokenizer", "text_encoder", *HELPERS}
     for part in sorted(staying):
         log.info("%s has no %s: it stays as it is", what, part)
     if "transformer" in parts and "tokenizer" in parts & found:
@@ -178,11 +187,22 @@ def fitted(module: LightningModule, state: Mapping[str, Tensor], *, what: str) -
             log.warning(
                 "%s learned the tokens of another tokenizer than paths.tokenizer, whose codes mean something else", what
             )
-    for part in sorted((found - parts) & set(PARTS)):
+    for part in sorted(parts & found & set(HELPERS)):
+        if _shapes(own, part) != _shapes(state, part):
+            log.info("%s has another %s: this run's begins anew", what, part)
+            staying.add(part)
+    surplus = (found - parts) & {*PARTS, *HELPERS}
+    for part in sorted(surplus):
         log.info("%s has a %s, which isn't used", what, part)
-    unused = staying | ((found - parts) & set(PARTS))
+    unused = staying | surplus
     kept = {name: value for name, value in state.items() if name.partition(".")[0] not in unused}
-    return kept, [name for name in own if name.partition(".")[0] in staying]
+    if "revival" in staying:  # a codebook that comes with the weights isn't fitted again
+        kept["revival.fitted"] = state.get("revival.fitted", torch.tensor(True))
+    return kept, [name for name in own if name.partition(".")[0] in staying and name not in kept]
+
+
+def _shapes(state: Mapping[str, Tensor], part: str) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in io.part(state, f"{part}.").items()}
 
 
 def check_resolution(config: dict[str, Any]) -> None:

@@ -46,8 +46,8 @@ class TokenizerModule(LightningModule):
             batches accumulated for the step it is.
 
     Raises:
-        ValueError: for an unknown or no trained part, a revival of another codebook or of a frozen one, or a
-            pyramid without scale dropout.
+        ValueError: for an unknown or no trained part, a revival of another codebook or of a frozen one, an adaptive
+            adversarial weight with a frozen decoder, or a pyramid without scale dropout.
 
     """
 
@@ -70,12 +70,18 @@ class TokenizerModule(LightningModule):
             raise ValueError(f"frozen takes some of {', '.join(PARTS)}, not all, got {list(frozen)}")
         if revival is not None and "quantizer" in frozen:
             raise ValueError(
-                "revival changes the codebook, so it can't go with a frozen quantizer: set module.revival=null"
+                "revival changes the codebook, so it can't go with a frozen quantizer: "
+                "set tokenizer_training.revival=null"
             )
         if revival is not None and revival.usage.shape != (len(schedule), tokenizer.quantizer.codebook_size):
             raise ValueError(
                 f"revival counts {revival.usage.shape[1]} codes on {revival.usage.shape[0]} scales, but there are "
                 f"{tokenizer.quantizer.codebook_size} on {len(schedule)}"
+            )
+        if discriminator is not None and objective.adaptive is not None and "decoder" in frozen:
+            raise ValueError(
+                "the adaptive weight of a discriminator compares gradients at the decoder's last layer, which a frozen "
+                "decoder doesn't have: set tokenizer_training.objective.adaptive=null"
             )
         if isinstance(tokenizer.quantizer, PyramidVQ) and scale_dropout is None and "encoder" not in frozen:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,10 @@ def instantiate(config: Any, **overrides: Any) -> Any:
     """Hydra's instantiate; what a constructor raised arrives as it was raised.
 
     Plain containers reach the constructors as Python lists and dictionaries.
+
+    Raises:
+        ValueError: for settings of this package's classes that aren't of the right kind, such as null for a number.
+
     """
     if isinstance(config, dict | list):
         config = OmegaConf.create(config)
@@ -33,7 +38,25 @@ def instantiate(config: Any, **overrides: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | OSError | ModuleNotFoundError):
             raise error.__cause__ from error
+        if isinstance(error.__cause__, TypeError | ArithmeticError | LookupError) and (said := _refused(config, error)):
+            raise ValueError(f"{said}: {error.__cause__}") from error
         raise
+
+
+def _refused(config: Any, error: InstantiationException) -> str | None:
+    """Which class of this package can't be built with which settings; None for somebody else's."""
+    found = re.search(r"'(star\.[\w.]+)'", str(error))
+    place = re.search(r"full_key: (\S+)", str(error))
+    if found is None:
+        return None
+    node = OmegaConf.select(config, place[1]) if place else config
+    settings: Any = OmegaConf.to_container(node) if OmegaConf.is_dict(node) else {}
+    shown = [
+        f"{name}={'null' if value is None else value}"
+        for name, value in settings.items()
+        if name != "_target_" and not isinstance(value, dict)
+    ]
+    return f"{found[1]} can't be built with {', '.join(shown) or 'these parts'}"
 
 
 def build_all(configs: Mapping[str, Any] | None) -> list[Any]:

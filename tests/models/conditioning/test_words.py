@@ -68,3 +68,8 @@ def test_refuses_impossible_settings(changes: dict[str, object], named: str) -> 
 
 def test_identity_names_the_mapping() -> None:
     assert tokenizer().identity != tokenizer(words=["red"]).identity != tokenizer(words=["blue"]).identity
+
+
+def test_one_string_is_no_list_of_words() -> None:
+    with pytest.raises(ValueError, match="got 'red'"):
+        WordTokenizer(num_buckets=4, num_hashes=1, words="red")

@@ -43,6 +43,7 @@ def test_a_shift_moves_pixels_and_brings_in_zeros() -> None:
 def test_a_cutout_is_a_square_of_zeros() -> None:
     x = images((32, 32))
     hole = DiffAugment(**ALONE | {"cutout": 0.25})(x, seeded()) == 0
+    assert hole.any((1, 2, 3)).all()
     assert torch.equal(hole.all(1), hole.any(1))
     for one in hole[:, 0]:
         rows, columns = one.any(1).sum(), one.any(0).sum()
@@ -68,3 +69,18 @@ def test_the_generator_decides() -> None:
 def test_impossible_strengths_are_refused() -> None:
     with pytest.raises(ValueError, match="cutout"):
         DiffAugment(cutout=1.5)
+
+
+def test_brightness_moves_all_of_an_image_by_one_amount() -> None:
+    x = images()
+    moved = DiffAugment(**ALONE | {"brightness": 0.5})(x, seeded()) - x
+    each = moved.mean((1, 2, 3))
+    torch.testing.assert_close(moved, each.view(-1, 1, 1, 1).expand_as(moved), atol=1e-5, rtol=0)
+    assert 0.1 < each.abs().max() <= 0.5
+    assert each.min() < 0 < each.max()
+
+
+def test_a_share_of_the_images_is_changed() -> None:
+    x = torch.rand(2000, 3, 4, 4) + 0.5
+    changed = (DiffAugment(**ALONE | {"probability": 0.25, "contrast": 1.0})(x, seeded()) != x).flatten(1).any(1)
+    assert changed.float().mean().item() == pytest.approx(0.25, abs=0.04)

@@ -109,3 +109,14 @@ def test_other_schedules_take_the_encoders_that_there_are(pyramid: MultiScaleTok
     codes = pyramid.encode(images, larger)
     assert [code.shape[1] for code in codes] == [1, 4, 16, 64]
     assert torch.equal(codes[1][0, 3:], pyramid.encode(images[..., 16:, 16:], SCHEDULE)[0][0])
+
+
+def test_codes_are_found_in_full_precision_under_autocast() -> None:
+    quantizer = PyramidVQ(2048, WIDTH, phi=ResidualConv(WIDTH), patch_sizes=[16, 8, 4])
+    torch.nn.init.normal_(quantizer.codebook.weight)
+    f = torch.randn(32, 3 * WIDTH, 4, 4)
+    plain = quantizer.quantize(f, SCHEDULE)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = quantizer.quantize(f, SCHEDULE)
+    assert all(torch.equal(a, b) for a, b in zip(plain.codes, half.codes, strict=True))
+    assert torch.equal(plain.f_hat, half.f_hat)

@@ -130,7 +130,9 @@ def test_hidden_scales_are_missing_from_f_hat_alone() -> None:
 
 
 def test_codes_are_found_in_full_precision_under_autocast() -> None:
-    quantizer, f = build(), features(WIDE)
+    quantizer = MultiScaleVQ(2048, 6, phi=ResidualConv(6))  # so many that in bf16 others would be the closest
+    torch.nn.init.normal_(quantizer.codebook.weight)
+    f = features(WIDE, batch=32)
     plain = quantizer.quantize(f, WIDE)
     with torch.autocast("cpu", torch.bfloat16):
         half = quantizer.quantize(f, WIDE)
@@ -154,3 +156,8 @@ def test_features_of_another_size_are_refused() -> None:
 def test_another_composition_is_refused() -> None:
     with pytest.raises(ValueError, match="composition"):
         build("sum")
+
+
+def test_a_phi_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 8, these have 6"):
+        MultiScaleVQ(24, 6, phi=ResidualConv(8))

@@ -38,6 +38,8 @@ class WordTokenizer:
     def __init__(self, *, num_buckets: int, num_hashes: int, words: Sequence[str] = ()) -> None:
         if num_buckets < 1 or num_hashes < 1:
             raise ValueError(f"num_buckets and num_hashes must be positive, got {num_buckets} and {num_hashes}")
+        if isinstance(words, str):
+            raise ValueError(f"words is a list of words such as [red, blue], got {words!r}")
         for word in words:
             if split_words(word) != [word.lower()]:
                 raise ValueError(f"words: {word!r} is not one word, but {split_words(word)}")

@@ -93,7 +93,9 @@ class DINODiscriminator(nn.Module):
         groups: int = 32,
     ) -> None:
         super().__init__()
-        state = read_weights(weights, name=DINO_FILE, source=DINO_SOURCE, key="module.discriminator.weights")
+        state = read_weights(
+            weights, name=DINO_FILE, source=DINO_SOURCE, key="tokenizer_training.discriminator.weights"
+        )
         backbone = DINOTransformer(state)
         if wrong := [layer for layer in layers if not -1 <= layer < len(backbone.blocks)]:
             raise ValueError(f"this transformer has layers 0 to {len(backbone.blocks) - 1}, got {wrong}")

@@ -50,7 +50,8 @@ class MultiScaleVQ(nn.Module):
             and f_hat the last one (FlexVAR).
 
     Raises:
-        ValueError: for another composition, or a schedule whose last scale isn't the size of the features.
+        ValueError: for another composition, a phi of another width, or a schedule whose last scale isn't the size of
+            the features.
 
     """
 
@@ -60,6 +61,8 @@ class MultiScaleVQ(nn.Module):
         super().__init__()
         if composition not in ("residual", "independent"):
             raise ValueError(f"composition is 'residual' or 'independent', got {composition!r}")
+        if phi.width != code_width:
+            raise ValueError(f"phi smooths codes of width {phi.width}, these have {code_width}: give both one width")
         self.composition = composition
         self.phi = phi
         self.codebook = nn.Embedding(codebook_size, code_width)
@@ -78,8 +81,9 @@ class MultiScaleVQ(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """Codes (N,) long of vectors z (N, D): the closest entries."""
         entries = self.codebook.weight.float()
-        # |z - e|^2 without |z|^2, which is the same for every entry
-        return torch.addmm(entries.square().sum(1), z.float(), entries.T, alpha=-2.0).argmin(1)
+        with _fp32(z):
+            # |z - e|^2 without |z|^2, which is the same for every entry
+            return torch.addmm(entries.square().sum(1), z.float(), entries.T, alpha=-2.0).argmin(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Entries (B, L_k, D) of codes (B, L_k)."""

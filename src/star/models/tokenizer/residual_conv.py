@@ -28,6 +28,7 @@ class ResidualConv(nn.Module):
             raise ValueError(
                 f"phi needs at least one convolution and a ratio in [0, 1], got count {count}, ratio {ratio}"
             )
+        self.width = width
         self.ratio = ratio
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(count))
         if zero_init:

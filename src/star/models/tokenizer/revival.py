@@ -25,7 +25,7 @@ class CodebookRevival(nn.Module):
         every: steps between two revivals; 0: no revival.
         until: no revival from then on, so that the codes settle.
         threshold: a code is dead when its share of all tokens is below this share of 1 / V.
-        decay: per step, of the running usage.
+        decay: per batch, of the running usage.
         rounds: how often the fit looks again at what its own codes leave for the finer scales to code.
         iterations: k-means iterations per round.
         seed: of all draws; each also depends on the step, so a resumed training draws the same.

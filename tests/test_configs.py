@@ -176,3 +176,9 @@ def test_every_option_explains_itself() -> None:
             assert any(
                 line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines()[:3]
             ), path
+
+
+@pytest.mark.parametrize("resolution", ["256", "[256,512]", "[512,256]"])
+def test_pictures_are_asked_for_the_shorter_side_of_a_resolution(resolution: str) -> None:
+    data = resolved(["data=laion", f"resolution={resolution}"])["data"]
+    assert data["filters"]["short_side"] == {"min": 256}

@@ -10,6 +10,7 @@ import torch
 
 from star.data.filters import parse_filters
 from star.data.sequence import Share
+from star.data.skips import UnusableDataError
 from star.data.sources import ShardSource
 from star.data.stream import BatchStream, WorkerBatch
 from star.data.transforms import ImageTransform
@@ -104,7 +105,7 @@ def test_a_finite_pass_goes_through_all_sources_once(stream: BatchStream, make_s
 
 def test_too_many_skips_in_a_row_are_an_error(stream: BatchStream, make_shard: MakeShard) -> None:
     strict = replace(stream, filters=parse_filters({"number": {"min": 99}}), max_consecutive_skips=50)
-    with pytest.raises(RuntimeError, match=r"'mine'.*filter: number x 51"):
+    with pytest.raises(UnusableDataError, match=r"'mine'.*filter: number x 51"):
         next(strict.batches(Share()))
 
 

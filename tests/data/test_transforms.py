@@ -168,7 +168,7 @@ def test_settings_from_yaml() -> None:
     assert parse_colour("white") == parse_colour("#ffffff") == parse_colour([255, 255, 255]) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("resolution", [0, [256], [1, 2, 3], [256, -1], [1.5, 2]])
+@pytest.mark.parametrize("resolution", [0, [256], [1, 2, 3], [256, -1], [1.5, 2], None, 64.0, "64"])
 def test_a_wrong_resolution_is_named(resolution: Any) -> None:
     with pytest.raises(ValueError, match="resolution"):
         parse_resolution(resolution)
@@ -180,7 +180,7 @@ def test_a_wrong_colour_is_named(colour: Any) -> None:
         parse_colour(colour)
 
 
-@pytest.mark.parametrize("options", [{"crop": "middle"}, {"interpolation": "nearest"}])
+@pytest.mark.parametrize("options", [{"crop": "middle"}, {"interpolation": "nearest"}, {"flip": "no"}])
 def test_a_wrong_word_is_named(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ImageTransform((8, 8), **options)  # type: ignore[arg-type]

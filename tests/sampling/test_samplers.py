@@ -15,11 +15,15 @@ def test_nonsense_is_refused_with_the_value() -> None:
         TopKTopP(-1)
     with pytest.raises(ValueError, match=r"1\.5"):
         TopKTopP(1, 1.5)
-    for wrong in ({"top_k": None}, {"top_k": 2.5}, {"top_p": None}, {"temperature": None}):
+    nan = float("nan")
+    for wrong in ({"top_k": None}, {"top_k": 2.5}, {"top_p": None}, {"temperature": None}, {"temperature": nan}):
         with pytest.raises(ValueError, match=f"got .*{next(iter(wrong.values()))}"):
             TopKTopP(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"0\.0"):
         Gumbel(0.0)
+    for unset in (None, nan):
+        with pytest.raises(ValueError, match=f"positive, got {unset}"):
+            Gumbel(unset)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="-3"):
         Gumbel(top_k=-3)
     with pytest.raises(ValueError, match=r"1\.5"):

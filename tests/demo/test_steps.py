@@ -54,7 +54,7 @@ def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_a_failing_command_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="step x failed: python -c"):
+    with pytest.raises(ChildProcessError, match="step x failed: python -c"):
         Steps(tmp_path / "steps.json").run([Step("x", "fails", ["-c", "raise SystemExit(3)"])])
 
 

@@ -158,3 +158,14 @@ def test_the_configurations_can_be_instantiated(make_shard: MakeShard, name: str
     module = hydra_utils.instantiate(omegaconf.OmegaConf.create(top).data, num_workers=0)
     assert isinstance(module, ShardDataModule)
     module.train_stream.filters.check_size(8, 8)
+
+
+def test_validation_keeps_the_order_and_teardown_ends_the_reading(settings: dict[str, Any]) -> None:
+    data = ShardDataModule(**settings)
+    keys = [key for batch in data.val_dataloader() for key in batch.keys]
+    assert keys == [f"mine/validation/{number:09d}" for number in range(100, 110)]
+    loader = data.train_dataloader()
+    next(iter(loader))
+    assert loader._iterator is not None  # type: ignore[union-attr]
+    data.teardown("fit")
+    assert loader._iterator is None  # type: ignore[union-attr]

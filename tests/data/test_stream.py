@@ -113,3 +113,11 @@ def test_a_later_pass_has_another_order(stream: BatchStream) -> None:
     first = next(stream.batches(Share(), stream.state_at_pass(0)))
     assert equal(first, next(stream.batches(Share())))
     assert first.keys != next(stream.batches(Share(), stream.state_at_pass(3))).keys
+
+
+def test_skips_with_good_samples_between_them_never_end_a_training(stream: BatchStream, make_shard: MakeShard) -> None:
+    half_broken = [number if number % 2 else {"png": b"", "txt": b"x"} for number in range(20)]
+    lenient = replace(stream, sources=(source(make_shard("half", half_broken)),), max_consecutive_skips=1)
+    lenient = replace(lenient, shuffle_buffer=1)
+    skipped = [batch.skipped for batch in islice(lenient.batches(Share()), 50)]
+    assert sum(Counter(each).total() for each in skipped) > 150

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from star.sampling.noise import exponential
 from star.sampling.samplers import Gumbel, TopKTopP
 
 
@@ -41,3 +42,18 @@ def test_more_than_the_codebook_is_clamped_and_said_once(sampler: Any, caplog: p
     assert [record.getMessage() for record in caplog.records] == [
         "top_k 4096 is more than the codebook's 8 entries and keeps all of them"
     ]
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_the_smooth_mixture_is_vars(k: int) -> None:
+    """VAR's more_smooth: logits grow to twice themselves over the scales, the temperature falls to 5 %."""
+    logits, codebook = torch.randn(2, 5, 8), torch.randn(8, 3)
+    state = SimpleNamespace(
+        schedule=range(4), generators=[torch.Generator().manual_seed(i) for i in (1, 2)], codebook=codebook
+    )
+    drawn = Gumbel(0.27)(logits, lambda x: x, lambda x, _: x, k, state)  # type: ignore[arg-type]
+    noise = exponential(logits.shape, [torch.Generator().manual_seed(i) for i in (1, 2)], logits.device)
+    ratio = k / 3
+    mixture = ((logits * (1 + ratio) - noise.log()) / max(0.27 * (1 - ratio * 0.95), 0.005)).softmax(-1)
+    torch.testing.assert_close(drawn.embeddings, mixture @ codebook)
+    assert torch.equal(drawn.codes, mixture.argmax(-1))

@@ -13,6 +13,7 @@ def test_the_ramp_goes_from_nothing_to_everything() -> None:
     guidance = ClassifierFreeGuidance(4.0)
     assert [guidance.strength(k, SCHEDULE) for k in range(5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert ClassifierFreeGuidance(4.0, ramp="constant").strength(0, SCHEDULE) == 4.0
+    assert ClassifierFreeGuidance(4.0).strength(0, ScaleSchedule.square(3)) == 4.0  # its only scale is the last
 
 
 @pytest.mark.parametrize("off_after", [2, -3])

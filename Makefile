@@ -15,11 +15,11 @@ $(VENV)/.installed: pyproject.toml
 
 # from nothing to pictures drawn from captions, with scores, in outputs/demo; FRESH=1 starts over
 demo: setup
-	$(RUN) -m star.demo $(if $(FRESH),fresh=true)
+	$(RUN) -m star.demo $(if $(FRESH),fresh=$(FRESH:1=true))
 
 # the same on real pictures with captions that people wrote, in outputs/emoji
 emoji: setup
-	$(RUN) -m star.demo recipe=emoji $(if $(FRESH),fresh=true)
+	$(RUN) -m star.demo recipe=emoji $(if $(FRESH),fresh=$(FRESH:1=true))
 
 # the paper in miniature, on the demo's tokenizer: outputs/studies and docs/studies.md; ONLY=positions,topk chooses
 studies: demo

@@ -201,3 +201,9 @@ def test_losses_that_are_off_are_switched_on_as_their_file_says(
     assert found is not None
     with pytest.raises(FileNotFoundError, match=r"elsewhere\.pth is missing"):
         instantiate(resolved([*given, f"{found[1]}=elsewhere.pth"])["module"])
+
+
+@pytest.mark.parametrize("resolution", ["256", "[256,512]", "[512,256]"])
+def test_pictures_are_asked_for_the_shorter_side_of_a_resolution(resolution: str) -> None:
+    data = resolved(["data=laion", f"resolution={resolution}"])["data"]
+    assert data["filters"]["short_side"] == {"min": 256}

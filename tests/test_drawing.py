@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from star.drawing import draw, merge_preset, plan
+from star.drawing import _preset, draw, merge_preset, plan
 from star.schedule import ScaleSchedule
 from star.utils.png import write_png as save
 
@@ -78,6 +78,38 @@ def test_other_settings_or_unknown_pictures_are_refused(tmp_path: Path) -> None:
         drawing(tmp_path / "b")
 
 
+def test_a_picture_is_never_listed_under_another_prompt_or_seed(tmp_path: Path) -> None:
+    drawing(tmp_path)
+    index = (tmp_path / "index.jsonl").read_text()
+    for change in ({"prompts": PROMPTS[1:]}, {"seed": 4}, {"num_images": 3}):
+        requests = plan(**{"prompts": PROMPTS, "num_images": 2, "seed": 3} | change)  # type: ignore[arg-type]
+        with pytest.raises(FileExistsError, match=r"\.png was drawn from 'p\d' with seed \d, now asked for is"):
+            draw(Pipeline(), requests, tmp_path, batch=4, settings=SETTINGS)  # type: ignore[arg-type]
+    assert (tmp_path / "index.jsonl").read_text() == index
+    more = plan([*PROMPTS, {"prompt": "p5"}], num_images=2, seed=3)
+    pipeline = Pipeline()
+    draw(pipeline, more, tmp_path, batch=4, settings=SETTINGS)  # type: ignore[arg-type]
+    assert pipeline.asked == [[3, 4, 3, 4]]
+    (tmp_path / "00000.png").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"00000\.png can't be read .*remove it"):
+        drawing(tmp_path)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, None])
+def test_a_batch_that_would_draw_nothing_is_refused(tmp_path: Path, batch: Any) -> None:
+    with pytest.raises(ValueError, match="batch is a whole number of at least 1"):
+        drawing(tmp_path / "out", batch=batch)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1, 1.5, "x", True])
+def test_a_seed_that_is_none_is_named(seed: Any) -> None:
+    for prompts, shared in (([{"prompt": "a", "seed": seed}], 0), ([{"prompt": "a"}], seed)):
+        with pytest.raises(ValueError, match=f"a seed is a whole number .*got {seed!r} for the prompt 'a'"):
+            plan(prompts, num_images=2, seed=shared)
+    assert plan([{"prompt": "a", "seed": None}], num_images=1, seed=7)[0].seed == 7
+
+
 def test_no_partial_picture_is_left(tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
     with pytest.raises(OSError, match="could not write"):
@@ -88,7 +120,7 @@ def test_no_partial_picture_is_left(tmp_path: Path) -> None:
 def test_layouts_and_counts(tmp_path: Path) -> None:
     assert plan(PROMPTS, num_images=2, seed=0, layout="geneval")[3].file == "00001/samples/00001.png"
     assert plan([{"prompt": "x", "seed": 9}], num_images=2, seed=0)[1].seed == 10
-    for wrong in ({"layout": "tree"}, {"num_images": 0}):
+    for wrong in ({"layout": "tree"}, {"num_images": 0}, {"num_images": 1.5}):
         with pytest.raises(ValueError, match="layout is one of|at least 1"):
             plan(PROMPTS, **{"num_images": 1, "seed": 0} | wrong)  # type: ignore[arg-type]
 
@@ -97,3 +129,11 @@ def test_preset_keeps_what_is_null() -> None:
     own = {"guidance": {"scale": 4.0, "ramp": "linear"}, "sampler": {"top_k": 600}}
     changed = merge_preset(own, {"guidance": {"scale": 2.0, "ramp": None}, "sampler": {"top_k": None}})
     assert changed == {"guidance": {"scale": 2.0, "ramp": "linear"}, "sampler": {"top_k": 600}}
+
+
+def test_a_preset_has_no_value_of_a_part_that_it_lacks() -> None:
+    decoder, greedy = "star.sampling.decoder.ScaleWiseDecoder", "star.sampling.samplers.Greedy"
+    checkpoint = {"task": "generator", "sampling": {"_target_": decoder, "sampler": {"_target_": greedy}}}
+    assert _preset("run", checkpoint, {"guidance": {"scale": None}}, ())[0]["guidance"] is None
+    with pytest.raises(ValueError, match="the preset of run has no guidance to change"):
+        _preset("run", checkpoint, {"guidance": {"scale": 2.0}}, ())

@@ -219,6 +219,14 @@ def test_a_refiner_is_saved_and_opened_with_the_rest(refined: STARPipeline, tmp_
     assert torch.equal(plain.draw(PROMPTS, [0, 1]), before)
 
 
+def test_a_picture_names_the_refiner_it_depends_on(refined: STARPipeline) -> None:
+    (drawn,) = refined(PROMPTS[0], seeds=0).images
+    assert json.loads(drawn.info["settings"])["refiner"] == refined.refiner_identity
+    refined.set_preset({"sampler": Greedy()})
+    (drawn,) = refined(PROMPTS[0], seeds=0).images
+    assert "refiner" not in json.loads(drawn.info["settings"])
+
+
 def test_a_refiner_lies_beside_its_generator_or_is_named(
     parts: dict[str, Any], checkpoint: Path, refined: STARPipeline, tmp_path: Path
 ) -> None:

@@ -151,7 +151,7 @@ def test_a_model_with_learned_positions_says_so(
 def test_what_can_not_be_drawn_is_said(pipeline: STARPipeline) -> None:
     with pytest.raises(ValueError, match=r"height=512, width=512, but the schedule .* draws 8 x 8 .* 256 x 256"):
         pipeline(PROMPTS[0], height=512, width=512)
-    with pytest.raises(ValueError, match="batch_size is at least 1"):
+    with pytest.raises(ValueError, match="batch_size is a whole number of at least 1, got 0"):
         pipeline(PROMPTS[0], batch_size=0)
     with pytest.raises(ValueError, match="guidance scale can't be negative"):
         pipeline(PROMPTS[0], guidance_scale=-1)

@@ -13,6 +13,7 @@ from star.models.conditioning.word_transformer import WordTransformer
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.pipeline import STARPipeline
+from star.pipeline_call import settings_of
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.samplers import TopKTopP
 from star.sampling.speed import Speed
@@ -67,7 +68,8 @@ def test_small_cards_draw_nearly_the_same(build: Callable[..., STARPipeline], mo
     fast = build().speed_up(preset("small_card", monkeypatch))
     difference = fast.draw(PROMPTS, [0, 1]) - build().draw(PROMPTS, [0, 1])
     assert difference.abs().mean() < 0.01
-    assert fast.speed.decisive() == {"decoder_dtype": "bf16"}
+    assert settings_of(fast, fast.decoder)["speed"] == {"decoder_dtype": "bf16"}
+    assert "speed" not in settings_of(build(), fast.decoder)
 
 
 def test_the_text_encoder_is_there_only_while_it_reads(build: Callable[..., STARPipeline]) -> None:

@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from rich.progress import track
 
 logger = logging.getLogger("emoji")
+WRITTEN = {"train", "validation", "summary.json", "contact_sheet.png"}
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Options:
     """The settings of the recipe.
 
     Attributes:
-        out: where `train/`, `validation/`, `summary.json` and `contact_sheet.png` go.
+        out: gets `train/`, `validation/`, `summary.json` and `contact_sheet.png`; holds nothing else, and is replaced.
         font: an emoji font file with bitmaps; null fetches Debian's fonts-noto-color-emoji.
         emoji: a folder with Unicode's emoji-test.txt; null fetches Debian's unicode-data.
         keywords: a folder with CLDR's annotations/en.xml; null fetches Debian's unicode-cldr-core.
@@ -223,15 +224,31 @@ def find_inputs(options: Options) -> tuple[Path, Path, list[Path]]:
     return font, emoji, [annotations, *sorted(folder.rglob("annotationsDerived/en.xml"))]
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise a ValueError for a folder with anything that the recipe didn't write: it will be replaced as a whole."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is no folder")
+    others = [path for path in sorted(out.glob("*")) if path.name not in WRITTEN]
+    if others:
+        raise ValueError(f"out={out} would be replaced as a whole, but holds {others[0].name}: choose another out=")
+
+
 def make_shards(options: Options) -> dict[str, Any]:
     """Run the recipe and return its summary; an interrupted run leaves an earlier result as it was."""
+    out = Path(options.out)
+    refuse_foreign(out)
+    if options.shard_size < 1 or not 0 <= options.validation_percent < 100:
+        raise ValueError(
+            "shard_size is at least 1 and validation_percent lies between 0 and 99, got "
+            f"{options.shard_size} and {options.validation_percent}"
+        )
     font, emoji, annotations = find_inputs(options)
     painter = Painter(font, size=options.bitmap_size, trim=options.trim)
     pairs, skipped = draw_all(read_emoji(emoji), painter, read_keywords(annotations))
     if not pairs:
         raise ValueError(f"{font} has no picture of any emoji: {dict(skipped)}")
     sides = split(pairs, options.validation_percent)
-    out, partial = Path(options.out), Path(f"{options.out}.partial")
+    partial = Path(f"{options.out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     num_shards = {}
     for side, chosen in sides.items():

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import Progress
 
 from star.checkpoints import io
@@ -18,9 +17,11 @@ from star.checkpoints.parts import WITH_GENERATOR
 from star.checkpoints.refiner import with_refiner
 from star.pipeline import STARPipeline
 from star.sampling.decoder import needs_refiner
+from star.sampling.order import MAX_SEED, at_least_1
+from star.utils.devices import choose_device
 from star.utils.files import write_atomically
 from star.utils.instantiate import instantiate, instantiate_trusted
-from star.utils.png import describe_picture, write_png
+from star.utils.png import describe_picture, drawn_from, write_png
 from star.utils.progress import StepBar
 
 log = logging.getLogger(__name__)
@@ -58,19 +59,29 @@ def plan(prompts: Sequence[Mapping[str, Any]], *, num_images: int, seed: int, la
         layout: `flat` numbers all pictures; `geneval` makes a folder per prompt.
 
     Raises:
-        ValueError: for another layout or fewer than one image.
+        ValueError: for another layout, fewer than one image, or a seed that is none.
 
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
-    if num_images < 1:
-        raise ValueError(f"num_images is at least 1, got {num_images}")
+    at_least_1("num_images", num_images)
     requests = []
     for i, record in enumerate(prompts):
+        first = _first_seed(record, seed, num_images)
         for j in range(num_images):
             file = f"{i * num_images + j:05d}.png" if layout == "flat" else f"{i:05d}/samples/{j:05d}.png"
-            requests.append(Request(record["prompt"], int(record.get("seed", seed)) + j, file, record))
+            requests.append(Request(record["prompt"], first + j, file, record))
     return requests
+
+
+def _first_seed(record: Mapping[str, Any], seed: Any, num_images: int) -> int:
+    """The seed of a prompt's first picture: its own, or the one that all share."""
+    first = seed if record.get("seed") is None else record["seed"]
+    if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= MAX_SEED - num_images:
+        raise ValueError(
+            f"a seed is a whole number between 0 and {MAX_SEED - 1}, got {first!r} for the prompt {record['prompt']!r}"
+        )
+    return first
 
 
 def draw(
@@ -93,16 +104,18 @@ def draw(
         pipeline: draws.
         requests: all pictures of the folder.
         out: the folder.
-        batch: pictures drawn at a time.
+        batch: pictures drawn at a time, at least 1.
         settings: what the pictures depend on besides the weights; `negative_prompt` among it.
         layout: of the requests' files.
         rank: this process, of
         world: so many that share the work; rank 0 writes the records.
 
     Raises:
-        FileExistsError: when the folder holds pictures drawn with other settings.
+        FileExistsError: when the folder holds pictures drawn with other settings, or from other prompts or seeds.
 
     """
+    # shared out before asking what is there already: the ranks look at different moments
+    own = list(_batches(requests, batch))[rank::world]
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         claim(out, settings, pipeline.identity)
@@ -110,8 +123,6 @@ def draw(
     missing = {request.file for request in requests if not (out / request.file).is_file()}
     if len(missing) < len(requests) and rank == 0:
         log.info("%d of %d pictures are already in %s", len(requests) - len(missing), len(requests), out)
-    # shared out before asking what is there already: the ranks look at different moments
-    own = list(_batches(requests, batch))[rank::world]
     groups = [group for group in own if any(request.file in missing for request in group)]
     with Progress(disable=not groups or rank > 0) as progress:
         bar = StepBar(progress, batches=len(groups), scales=len(pipeline.schedule))
@@ -157,7 +168,19 @@ def claim(out: Path, settings: Mapping[str, Any], weights: str) -> None:
         write_atomically(held, lambda path: _write(path, text))
 
 
+def _refuse_others(out: Path, requests: Sequence[Request]) -> None:
+    """Raise a FileExistsError for a picture of another prompt or seed: the index would say what it isn't."""
+    for request in requests:
+        file = out / request.file
+        if file.is_file() and (held := drawn_from(file)) != (request.prompt, str(request.seed)):
+            raise FileExistsError(
+                f"{file} was drawn from {held[0]!r} with seed {held[1]}, now asked for is {request.prompt!r} with seed "
+                f"{request.seed}: choose another out=, or remove {out}"
+            )
+
+
 def _write_index(out: Path, requests: Sequence[Request], layout: str) -> None:
+    _refuse_others(out, requests)
     if layout == "geneval":
         for request in requests:
             folder = (out / request.file).parent.parent
@@ -175,7 +198,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    for first in range(0, len(requests), size):
+    for first in range(0, len(requests), at_least_1("batch", size)):
         yield requests[first : first + size]
 
 
@@ -188,7 +211,7 @@ def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, An
 
     """
     check_source(config)
-    settings = {"precision": config["precision"], "negative_prompt": config["negative_prompt"]}
+    settings = {"precision": config["precision"], "negative_prompt": config["negative_prompt"] or ""}
     trusted: dict[str, Any] = {"precision": config["precision"], "trusted": config["trusted"]}
     if config.get("pretrained") is None:
         build, preset = resolve_sampling(config, config["sampling"])
@@ -208,7 +231,7 @@ def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, An
         log.warning(
             "refiner=%s isn't used by this preset: choose one that is, sampling=causal_driven", config["refiner"]
         )
-    pipeline.to(device_of(config))
+    pipeline.to(choose_device(config["device"]))
     if config.get("speed") is not None:
         pipeline.speed_up(instantiate(config["speed"]))
         settings |= {"speed": shown} if (shown := pipeline.speed.decisive()) else {}
@@ -256,14 +279,9 @@ def _preset(
         )
         raise ValueError(f"{what} is of task={own.get('task')} and has no sampling preset: {mend}")
     preset = merge_preset(own["sampling"], changes)
+    if bare := [name for name, part in preset.items() if isinstance(part, Mapping) and "_target_" not in part]:
+        raise ValueError(f"the preset of {what} has no {bare[0]} to change: choose another, e.g. sampling=topk600")
     return instantiate_trusted({**preset, "_partial_": True}, packages=trusted).keywords, preset
-
-
-def device_of(config: Mapping[str, Any]) -> str:
-    """The device that `device=` names; `auto` is the GPU where there is one."""
-    if config["device"] != "auto":
-        return str(config["device"])
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def merge_preset(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from star.checkpoints.describe import describe
 from star.sampling.decoder import DecodeState, ScaleWiseDecoder, needs_refiner
 from star.sampling.guidance import ClassifierFreeGuidance
-from star.sampling.order import Generators, Order, take_order
+from star.sampling.order import Generators, Order, at_least_1, take_order
 from star.schedule import ScaleSchedule
 from star.utils.png import as_image, describe_picture
 from star.utils.progress import StepBar
@@ -125,7 +125,10 @@ def check_size(pipeline: STARPipeline, schedule: ScaleSchedule, height: int | No
 
 def settings_of(pipeline: STARPipeline, decoder: ScaleWiseDecoder) -> dict[str, Any]:
     """What a picture depends on besides prompt, seed and weights, for its record."""
-    return {"sampling": preset_of(decoder), "precision": pipeline.precision, "schedule": str(decoder.schedule)}
+    known = {"sampling": preset_of(decoder), "precision": pipeline.precision, "schedule": str(decoder.schedule)}
+    speed, refiner = pipeline.speed.decisive(), pipeline.refiner_identity
+    refined = refiner is not None and needs_refiner(decoder.sampler)
+    return known | ({"speed": speed} if speed else {}) | ({"refiner": refiner} if refined else {})
 
 
 def preset_of(decoder: ScaleWiseDecoder) -> dict[str, Any]:
@@ -162,8 +165,7 @@ def _draw(
     progress: bool,
 ) -> Tensor:
     """Pictures (N, 3, H, W) in [0, 1]."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    at_least_1("batch_size", batch_size)
     parts = list(order.parts(batch_size))
     drawn = []
     with Progress(disable=not progress, transient=True) as bar:

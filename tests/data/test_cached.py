@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 
 from star.data.cache_header import CacheHeader, read_header
+from star.data.cache_samples import CachedReader
 from star.data.cache_writer import CacheReport, ShardCacher, describe_all, tasks_of
 from star.data.cached import CachedDataModule
 from star.data.captions import Captions
 from star.data.datamodule import ShardDataModule
 from star.data.filters import parse_filters
 from star.data.samples import SampleReader
+from star.data.shards import RawSample
+from star.data.skips import SkipSample
 from star.data.sources import ShardSource
 from star.data.transforms import ImageTransform
 from star.types import Batch, Condition
@@ -326,3 +330,12 @@ def test_headers_differ_by_what_decides_samples() -> None:
     header = CacheHeader("codes", 1, "T", "1 2", {"crop": "center"}, {"train": {"a": 1.0}})
     assert header.differences(replace(header, sources={})) == []
     assert header.differences(replace(header, kind="latents", prepared={"crop": "random"})) == ["kind", "prepared"]
+
+
+@pytest.mark.parametrize(
+    "record", [b"[1]", b'{"captions": null, "weights": [1]}', b'{"captions": ["a"], "weights": ["1"]}']
+)
+def test_a_damaged_record_is_skipped(record: bytes) -> None:
+    reader = CachedReader("codes", noise=0.0, augment=False, text=False)
+    with pytest.raises(SkipSample, match="cache: TypeError"):
+        reader(RawSample("1", {"json": record}), key="mine/a/1", rng=random.Random(0))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from star.data.datamodule import ShardDataModule
 from star.types import Batch
+from star.utils.cli import register_resolvers
 
 MakeShard = Callable[..., str]
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,9 @@ def test_validation_takes_the_centre_and_flips_nothing(settings: dict[str, Any])
         ({"shuffle_buffer": 1.5}, r"data\.shuffle_buffer"),
         ({"resolution": [4]}, "resolution"),
         ({"crop": "middle"}, "crop"),
+        ({"flip": "no"}, "flip must be true or false, got 'no'"),
+        ({"resolution": None}, "resolution"),
+        ({"resolution": 64.0}, "resolution"),
         ({"filters": {"aesthetic": {}}}, r"filters\.aesthetic"),
     ],
 )
@@ -144,6 +148,7 @@ def test_what_cannot_work_fails_at_once_and_names_the_key(
 def test_the_configurations_can_be_instantiated(make_shard: MakeShard, name: str, tmp_path: Path) -> None:
     hydra_utils = pytest.importorskip("hydra.utils")
     omegaconf = pytest.importorskip("omegaconf")
+    register_resolvers()
     url = make_shard("a", range(4))
     data = omegaconf.OmegaConf.load(ROOT / "conf" / "data" / f"{name}.yaml")
     for sources in filter(None, (data.sources, data.validation_sources)):
@@ -153,3 +158,14 @@ def test_the_configurations_can_be_instantiated(make_shard: MakeShard, name: str
     module = hydra_utils.instantiate(omegaconf.OmegaConf.create(top).data, num_workers=0)
     assert isinstance(module, ShardDataModule)
     module.train_stream.filters.check_size(8, 8)
+
+
+def test_validation_keeps_the_order_and_teardown_ends_the_reading(settings: dict[str, Any]) -> None:
+    data = ShardDataModule(**settings)
+    keys = [key for batch in data.val_dataloader() for key in batch.keys]
+    assert keys == [f"mine/validation/{number:09d}" for number in range(100, 110)]
+    loader = data.train_dataloader()
+    next(iter(loader))
+    assert loader._iterator is not None  # type: ignore[union-attr]
+    data.teardown("fit")
+    assert loader._iterator is None  # type: ignore[union-attr]

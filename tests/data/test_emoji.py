@@ -130,6 +130,8 @@ def test_a_font_draws_and_what_it_lacks_is_told(recipe: ModuleType, tmp_path: Pa
         ({"keywords": "/nowhere"}, "keywords=FOLDER"),
         ({"sise": "3"}, "sise"),
         ({"shard_size": "many"}, "Integer"),
+        ({"shard_size": "-1"}, "shard_size is at least 1"),
+        ({"validation_percent": "100"}, "validation_percent lies between 0 and 99"),
     ],
 )
 def test_what_is_missing_is_named(
@@ -152,3 +154,14 @@ def test_without_apt_the_alternative_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no command 'apt-get'.*font=PATH"):
         recipe.find_inputs(recipe.Options(cache=str(tmp_path / "cache")))
+
+
+def test_a_folder_with_anything_else_is_not_replaced(
+    recipe: ModuleType, inputs: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = Path(inputs["out"]) / "shapes" / "00000.tar"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"another data set")
+    assert recipe.main([f"{name}={value}" for name, value in inputs.items()]) == 1
+    assert "would be replaced as a whole, but holds shapes" in caplog.text
+    assert kept.read_bytes() == b"another data set"

@@ -25,6 +25,7 @@ RULES = {
         ({"aesthetic": float("nan")}, "filter: aesthetic missing"),
         ({"aesthetic": "high"}, "filter: aesthetic missing"),
         ({"aesthetic": True}, "filter: aesthetic missing"),
+        ({"aesthetic": 10**400}, "filter: aesthetic missing"),
     ],
 )
 def test_json_fields_must_lie_in_their_bounds(metadata: dict, cause: str | None) -> None:
@@ -62,6 +63,7 @@ def test_no_filter_accepts_everything() -> None:
         {"aesthetic": {"min": 2, "max": 1}},
         {"aesthetic": {"mim": 2}},
         {"aesthetic": {"min": "high"}},
+        {"aesthetic": {"min": float("nan")}},
         {"aesthetic": {"min": 1, "missing": "drop"}},
         {"aesthetic": 5.0},
         ["aesthetic"],

@@ -71,6 +71,8 @@ def test_the_command_line_of_inspect() -> None:
         (["x=3", "a.tar"], "x= is no setting"),
         ([], "give the address"),
         (["a", "limit=0"], "limit is"),
+        (["a", "captions={long: 0.8"], "captions is a mapping such as"),
+        (["a", "captions={long: ${other}"], "captions is a mapping such as"),
     ):
         with pytest.raises(ValueError, match=message):
             inspect.parse(words)

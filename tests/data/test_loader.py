@@ -15,6 +15,7 @@ from star.data import loader as loaders
 from star.data import workers
 from star.data.filters import parse_filters
 from star.data.loader import ENDLESS, PassLoader, RepeatedBatches, StreamLoader
+from star.data.skips import UnusableDataError
 from star.data.sources import ShardSource
 from star.data.stream import BatchStream
 from star.data.transforms import ImageTransform
@@ -217,7 +218,7 @@ def test_a_sized_validation_gives_every_rank_as_many_batches(
 
 def test_validation_without_one_usable_sample_is_an_error(stream: BatchStream) -> None:
     useless = replace(stream, endless=False, filters=parse_filters({"number": {"min": 99}}))
-    with pytest.raises(RuntimeError, match=r"no sample of the validation shards could be used.*filter: number"):
+    with pytest.raises(ValueError, match=r"no sample of the validation shards could be used.*filter: number"):
         list(PassLoader(useless, num_workers=0))
 
 
@@ -272,3 +273,13 @@ def test_loading_leaves_the_global_random_numbers_alone(stream: BatchStream) -> 
     next(iter(StreamLoader(stream, num_workers=0, epoch_size=None)))
     list(PassLoader(replace(stream, endless=False), num_workers=0))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_stops_a_worker_is_said_without_its_traceback(stream: BatchStream) -> None:
+    strict = replace(stream, filters=parse_filters({"number": {"min": 99}}), max_consecutive_skips=3)
+    with pytest.raises(UnusableDataError) as stopped:
+        next(iter(StreamLoader(strict, num_workers=1, epoch_size=80)))
+    said = str(stopped.value)
+    assert said.startswith("source 'mine': 4 samples in a row could not be used (")
+    assert said.endswith("or raise data.max_consecutive_skips (3)")
+    assert "\n" not in said

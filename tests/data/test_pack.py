@@ -87,6 +87,10 @@ def test_shards_are_not_overwritten_unasked(folder: Path, tmp_path: Path) -> Non
     pack.main(arguments)
     with pytest.raises(SystemExit):
         pack.main(arguments)
+    for source in (tmp_path / "nowhere", tmp_path / "out"):  # there is none, it has no picture
+        with pytest.raises(SystemExit):
+            pack.main([f"source={source}", arguments[1], "overwrite=true", "shuffle=false"])
+    assert len(packed(tmp_path / "out")) == 10
     pack.main([*arguments[:2], "overwrite=true"])
     assert len(list((tmp_path / "out" / "train").iterdir())) == 1
 
@@ -111,6 +115,11 @@ def test_unknown_words_and_useless_sources_are_named(tmp_path: Path, encode: Enc
     (tmp_path / "a.png").write_bytes(encode())
     with pytest.raises(ValueError, match=r"nothing of .* can be used: {'caption: missing': 1}"):
         pack.pack(pack.Request(source=str(tmp_path), out=str(tmp_path / "out")))
+
+
+def test_a_validation_that_takes_everything_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="validation=10 takes all 10 samples, training gets none"):
+        pack.pack(pack.Request(source=str(folder), out=str(tmp_path / "out"), validation="10"))
 
 
 def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,8 @@ def test_a_pair_is_decoded_and_captioned(encode: Callable[..., bytes], extension
         ({"json": b"{"}, "json: JSONDecodeError"),
         ({"json": b"[1]"}, "json: TypeError"),
         ({"json": b"\xff"}, "json: UnicodeDecodeError"),
+        ({"json": b'{"aesthetic": 1%s}' % (b"0" * 400)}, "filter: aesthetic missing"),
+        ({"txt": b"&#%s;" % (b"1" * 5000)}, "caption: ValueError"),
         ({"json": b'{"aesthetic": 4}'}, "filter: aesthetic"),
         ({"json": None}, "filter: aesthetic missing"),
     ],

@@ -77,7 +77,7 @@ def test_broken_shards_are_counted_once_a_pass(shards: list[str], tmp_path: Any,
 
 
 def test_nothing_but_broken_shards_is_an_error(make_shard: MakeShard, tmp_path: Any) -> None:
-    with pytest.raises(RuntimeError, match=r"shard: (empty|FileNotFoundError) x 1\d"):
+    with pytest.raises(ValueError, match=r"shard: (empty|FileNotFoundError) x 1\d"):
         next(iter(make([make_shard("empty", []), str(tmp_path / "none.tar")])))
 
 

@@ -178,7 +178,7 @@ def test_users_mistakes_are_named(words: list[str], message: str) -> None:
         parse_arguments(words)
 
 
-def test_the_command_explains_itself_and_its_refusals(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_explains_itself_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
@@ -189,6 +189,10 @@ def test_the_command_explains_itself_and_its_refusals(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main(["out=x", "sed=1"])
     assert "unknown argument 'sed=1'" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main([f"out={tmp_path / 'file'}", "num_images=1"])
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_unknown_weights_are_refused() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from star.data.skips import SkipCounter, SkipSample
+from star.data.skips import SkipCounter, SkipSample, UnusableDataError
 
 
 def test_skips_are_counted_by_cause_and_taken_once() -> None:
@@ -26,7 +26,7 @@ def test_too_many_in_a_row_is_an_error_with_the_counts() -> None:
     skips = SkipCounter(source="mine", max_consecutive=2)
     skips.add("decode: OSError", "mine/00000/1")
     skips.add("decode: OSError", "mine/00000/2")
-    with pytest.raises(RuntimeError, match=r"'mine': 3 .*decode: OSError x 2, caption: empty x 1.*mine/00000/3"):
+    with pytest.raises(UnusableDataError, match=r"'mine': 3 .*decode: OSError x 2, caption: empty x 1.*mine/00000/3"):
         skips.add("caption: empty", "mine/00000/3")
 
 

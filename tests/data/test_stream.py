@@ -10,6 +10,7 @@ import torch
 
 from star.data.filters import parse_filters
 from star.data.sequence import Share
+from star.data.skips import UnusableDataError
 from star.data.sources import ShardSource
 from star.data.stream import BatchStream, WorkerBatch
 from star.data.transforms import ImageTransform
@@ -104,7 +105,7 @@ def test_a_finite_pass_goes_through_all_sources_once(stream: BatchStream, make_s
 
 def test_too_many_skips_in_a_row_are_an_error(stream: BatchStream, make_shard: MakeShard) -> None:
     strict = replace(stream, filters=parse_filters({"number": {"min": 99}}), max_consecutive_skips=50)
-    with pytest.raises(RuntimeError, match=r"'mine'.*filter: number x 51"):
+    with pytest.raises(UnusableDataError, match=r"'mine'.*filter: number x 51"):
         next(strict.batches(Share()))
 
 
@@ -112,3 +113,11 @@ def test_a_later_pass_has_another_order(stream: BatchStream) -> None:
     first = next(stream.batches(Share(), stream.state_at_pass(0)))
     assert equal(first, next(stream.batches(Share())))
     assert first.keys != next(stream.batches(Share(), stream.state_at_pass(3))).keys
+
+
+def test_skips_with_good_samples_between_them_never_end_a_training(stream: BatchStream, make_shard: MakeShard) -> None:
+    half_broken = [number if number % 2 else {"png": b"", "txt": b"x"} for number in range(20)]
+    lenient = replace(stream, sources=(source(make_shard("half", half_broken)),), max_consecutive_skips=1)
+    lenient = replace(lenient, shuffle_buffer=1)
+    skipped = [batch.skipped for batch in islice(lenient.batches(Share()), 50)]
+    assert sum(Counter(each).total() for each in skipped) > 150

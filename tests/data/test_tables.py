@@ -119,3 +119,17 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"file": "a.png", "caption": "x"}\nnot json')
     with pytest.raises(ValueError, match=r"t\.jsonl:2 is no JSON"):
         rows(tmp_path / "t.jsonl")
+
+
+def test_other_encodings_are_said_of_the_file(tmp_path: Path, encode: Encode) -> None:
+    (tmp_path / "t.csv").write_bytes("file,caption\na.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t\.csv can't be read, it has to be text in UTF-8"):
+        rows(tmp_path / "t.csv")
+    (tmp_path / "long.csv").write_text(f"file,caption\na.png,{'x' * 200_000}\n")
+    with pytest.raises(ValueError, match=r"long\.csv can't be read, .*field larger than"):
+        rows(tmp_path / "long.csv")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(encode())
+    (tmp_path / "pictures" / "a.json").write_bytes(b'{"caption": "caf\xe9"}')
+    with pytest.raises(ValueError, match=r"a\.json can't be read"):
+        rows(tmp_path / "pictures")

@@ -139,6 +139,12 @@ def test_grey_cmyk_and_16_bit_pictures(image: Image.Image, kind: str, expected: 
     assert close(run(saved(image, kind))[:, 4, 4], expected, 0.05)
 
 
+def test_16_bits_are_scaled_to_8() -> None:
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    pixels = ImageTransform((8, 8))(saved(Image.fromarray(grey * 257)), random.Random(0))
+    assert np.array_equal(pixels[0].numpy(), grey)
+
+
 @pytest.mark.parametrize(("width", "decoded"), [(256, 32), (255, 64), (300, 38), (64, 32), (63, 63)])
 def test_large_jpegs_are_decoded_small_but_never_too_small(width: int, decoded: int) -> None:
     image = saved(halves(width, 551), "JPEG", quality=95)
@@ -168,7 +174,7 @@ def test_settings_from_yaml() -> None:
     assert parse_colour("white") == parse_colour("#ffffff") == parse_colour([255, 255, 255]) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("resolution", [0, [256], [1, 2, 3], [256, -1], [1.5, 2]])
+@pytest.mark.parametrize("resolution", [0, [256], [1, 2, 3], [256, -1], [1.5, 2], None, 64.0, "64"])
 def test_a_wrong_resolution_is_named(resolution: Any) -> None:
     with pytest.raises(ValueError, match="resolution"):
         parse_resolution(resolution)
@@ -180,7 +186,7 @@ def test_a_wrong_colour_is_named(colour: Any) -> None:
         parse_colour(colour)
 
 
-@pytest.mark.parametrize("options", [{"crop": "middle"}, {"interpolation": "nearest"}])
+@pytest.mark.parametrize("options", [{"crop": "middle"}, {"interpolation": "nearest"}, {"flip": "no"}])
 def test_a_wrong_word_is_named(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ImageTransform((8, 8), **options)  # type: ignore[arg-type]

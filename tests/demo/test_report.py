@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from star.demo.__main__ import parse, steps_of
-from star.demo.figures import captioned_grid, curves, read_series
+from star.demo.figures import captioned_grid, curves, growing, read_series
 from star.demo.recipes import RECIPES
 from star.demo.report import write
 from star.demo.steps import Steps
+from star.schedule import ScaleSchedule
 
 
 def metrics(folder: Path) -> Path:
@@ -76,3 +80,19 @@ def test_the_refiner_follows_the_generator_it_refines(monkeypatch: pytest.Monkey
     assert sampler.recipe["sampling"]["sampler"]["_target_"].endswith("CausalDriven")
     assert sampler.recipe["module"]["objective"]["first_scale"] is None
     assert not any("refiner" in step.name for step in steps_of(RECIPES["emoji"](tmp_path)))
+
+
+def test_pictures_grow_whatever_they_are_computed_in(tmp_path: Path) -> None:
+    """NumPy knows no bfloat16, and no tensor of a GPU."""
+
+    class Pipeline:
+        schedule = ScaleSchedule.square(1, 2)
+
+        def scales(self, captions: Sequence[str], seeds: Sequence[int]) -> Iterator[int]:
+            return iter(range(len(self.schedule)))
+
+        def paint(self, state: int) -> Tensor:
+            return torch.full((2, 3, 8, 8), 0.5, dtype=torch.bfloat16)
+
+    growing(Pipeline(), ["a", "b"], [0, 1], tmp_path / "scales.png")  # type: ignore[arg-type]
+    assert (tmp_path / "scales.png").stat().st_size > 1000

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,22 @@ def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_a_failing_command_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="step x failed: python -c"):
+    with pytest.raises(ChildProcessError, match="step x failed: python -c"):
         Steps(tmp_path / "steps.json").run([Step("x", "fails", ["-c", "raise SystemExit(3)"])])
 
 
 def test_fingerprints_follow_content() -> None:
     assert fingerprint("a", {"x": 1}) == fingerprint("a", {"x": 1})
     assert fingerprint("a", {"x": 1}) != fingerprint("a", {"x": 2})
+
+
+def test_the_seconds_of_an_interrupted_step_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0, 10)
+    monkeypatch.setattr("star.demo.steps.time.monotonic", lambda: next(clock))
+    calls: list[str] = []
+    record = tmp_path / "steps.json"
+    with pytest.raises(RuntimeError, match="interrupted"):
+        Steps(record).run(runner(tmp_path, calls, fail="b"))
+    Steps(record).run(runner(tmp_path, calls))
+    seconds = {name: step["seconds"] for name, step in json.loads(record.read_text()).items()}
+    assert seconds == {"a": 10, "b": 20, "c": 10}

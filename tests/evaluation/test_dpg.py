@@ -55,6 +55,14 @@ def test_grids_are_drawn_and_asked_about(root: Path, tiny_checkpoint: Path, tmp_
         assert picture.size == (64, 64)
 
 
+def test_a_prompt_that_the_official_scorer_loses_is_dropped(
+    root: Path, tiny_checkpoint: Path, settings: Settings
+) -> None:
+    """It skips the table's first row, on which the other question of that prompt depends."""
+    result = DPGItem(root=str(root), vqa=Yes()).run(Context(settings(f"ckpt={tiny_checkpoint}")))
+    assert (result.value, result.results["dropped"]) == (50.0, ["cat.1"])
+
+
 def test_answers_are_scored_without_a_model(root: Path, tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "answers.jsonl"
     rows = [

@@ -25,6 +25,14 @@ def test_parts_add_up_and_the_sampler_is_put_back(tiny_checkpoint: Path, setting
     assert type(context.pipeline.decoder.sampler).__name__ == "TopKTopP"
 
 
+def test_a_text_encoder_that_is_moved_about_is_timed(tiny_checkpoint: Path, settings: Settings) -> None:
+    context = Context(settings(f"ckpt={tiny_checkpoint}", "speed=small_card", "speed.decoder_dtype=null"))
+    encoder = context.pipeline.text_encoder
+    result = LatencyItem(batches=(1,), warmup=0, runs=1).run(context)
+    assert result.results["parts"]["text_encoder"] > 0
+    assert context.pipeline.text_encoder is encoder
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="latency needs batch sizes"):
         LatencyItem(batches=())

@@ -83,6 +83,16 @@ def test_jpeg_under_the_name_of_a_png_is_named(tmp_path: Path) -> None:
     assert len(list_pictures(tmp_path)) == 1
 
 
+def test_a_kind_is_known_by_both_of_its_names(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.JPEG"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
+    for kind in ("jpg", "jpeg", "JPG"):
+        assert len(list_pictures(tmp_path, only=kind)) == 2
+    Image.new("RGB", (4, 4)).save(tmp_path / "c.jpg", format="WEBP")
+    with pytest.raises(ValueError, match=r"c\.jpg is a WEBP file, the protocol asks for JPG"):
+        list_pictures(tmp_path, only="jpg")
+
+
 def test_a_batch_of_nothing_is_refused(fill: Fill) -> None:
     with pytest.raises(ValueError, match="batch is at least 1, got 0"):
         list(batches([Picture(str(fill("a.png")[0]))], 0))

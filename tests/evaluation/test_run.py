@@ -156,6 +156,8 @@ def test_missing_things_are_listed_before_anything_is_drawn(
         assert part in str(caught.value)
     with pytest.raises(ValueError, match="choose what to measure"):
         evaluate(settings())
+    with pytest.raises(ValueError, match="on_missing is skip or error, got 'stop'"):
+        evaluate(settings("metric=fid_mjhq", "on_missing=stop"))
 
 
 def test_one_of_several_may_lack_files(
@@ -252,6 +254,10 @@ def test_presets_of_protocol_command_and_checkpoint(tiny_checkpoint: Path, setti
     assert context.settings(None)["sampling"]["sampler"]["top_k"] == 600
     assert context.settings(protocol)["sampling"]["guidance"]["scale"] == 3
     assert type(context.pipeline.decoder.sampler).__name__ == "Greedy"
+    fast = Context(settings(f"ckpt={tiny_checkpoint}", "speed.decoder_dtype=bf16", "negative_prompt=null"))
+    assert fast.settings(None)["speed"] == {"decoder_dtype": "bf16"}
+    assert fast.settings(None)["negative_prompt"] == ""
+    assert "speed" not in context.settings(None)
     whole = Context(settings(f"ckpt={tiny_checkpoint}", "sampling=topk600"))
     assert whole.settings(protocol)["sampling"]["sampler"]["top_k"] == 600
 

@@ -54,3 +54,9 @@ def test_too_few_pictures() -> None:
     metric.update(torch.rand(4, 3, 2, 2), [{}] * 4)
     with pytest.raises(ValueError, match="10 splits needs as many pictures, got 4"):
         metric.compute()
+
+
+def test_splits_that_say_nothing_are_refused() -> None:
+    for settings in ({"splits": 0}, {"split_size": 0}):
+        with pytest.raises(ValueError, match="at least one split of one picture"):
+            InceptionScore(features=Classifier(), **settings)  # type: ignore[arg-type]

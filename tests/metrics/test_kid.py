@@ -62,3 +62,9 @@ def test_subsets_do_not_depend_on_how_ranks_share_the_pictures() -> None:
         kept.update(images, [{"index": i} for i in range(12)])
         values += [metric.compute()["value"], kept.compute()["value"]]
     assert values == pytest.approx([values[0]] * 4, rel=1e-12)
+
+
+def test_subsets_that_say_nothing_are_refused() -> None:
+    for settings in ({"subset_size": 1}, {"subset_size": 0}, {"subsets": 0}):
+        with pytest.raises(ValueError, match="KID needs subsets of at least 2 pictures"):
+            KernelDistance(features=Pixels(), **settings)  # type: ignore[arg-type]

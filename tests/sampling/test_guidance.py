@@ -13,6 +13,7 @@ def test_the_ramp_goes_from_nothing_to_everything() -> None:
     guidance = ClassifierFreeGuidance(4.0)
     assert [guidance.strength(k, SCHEDULE) for k in range(5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert ClassifierFreeGuidance(4.0, ramp="constant").strength(0, SCHEDULE) == 4.0
+    assert ClassifierFreeGuidance(4.0).strength(0, ScaleSchedule.square(3)) == 4.0  # its only scale is the last
 
 
 @pytest.mark.parametrize("off_after", [2, -3])
@@ -35,6 +36,9 @@ def test_nonsense_is_refused_with_the_value() -> None:
         ClassifierFreeGuidance(1.0, ramp="cosine")
     with pytest.raises(ValueError, match="-2"):
         ClassifierFreeGuidance(-2)
+    for unset in (None, float("nan"), float("inf"), "2"):
+        with pytest.raises(ValueError, match=f"must be a number, got {unset!r}"):
+            ClassifierFreeGuidance(unset)  # type: ignore[arg-type]
     for wrong in (5, -6):
         with pytest.raises(ValueError, match=f"off_after {wrong} isn't one of the 5 scales"):
             ClassifierFreeGuidance(2.0, off_after=wrong).strength(1, SCHEDULE)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ def seeds(prompts: int, images: int, **given: Any) -> tuple[int, ...]:
 def test_one_seed_counts_up_for_every_prompt() -> None:
     assert seeds(2, 3, seeds=5) == (5, 6, 7, 5, 6, 7)
     assert seeds(2, 2, seeds=[9, 1, 1, 3]) == (9, 1, 1, 3)
+    assert seeds(1, 2, seeds=np.int64(5)) == (5, 6)
 
 
 def test_a_generator_decides_the_seeds() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ def test_lines_and_json_lines(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "a cat", "tag": "single"}\n')
     assert [record["prompt"] for record in read_prompts(tmp_path / "a.txt")] == ["a red circle", "two stars"]
     assert read_prompts(tmp_path / "b.jsonl") == [{"prompt": "a cat", "tag": "single"}]
+
+
+def test_a_prompt_ends_with_its_line_alone(tmp_path: Path) -> None:
+    """Not at what Unicode calls a line separator, which JSON leaves as it is; and a byte order mark is no letter."""
+    odd = "one\u2028two\x85three"
+    (tmp_path / "a.txt").write_bytes(f"\ufeff{odd}\r\na cat\r\n".encode())
+    (tmp_path / "b.jsonl").write_bytes(f"\ufeff{json.dumps({'prompt': odd}, ensure_ascii=False)}\n".encode())
+    assert [record["prompt"] for record in read_prompts(tmp_path / "a.txt")] == [odd, "a cat"]
+    assert [record["prompt"] for record in read_prompts(tmp_path / "b.jsonl")] == [odd]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from star.sampling.noise import exponential
 from star.sampling.samplers import Gumbel, TopKTopP
 
 
@@ -15,11 +16,15 @@ def test_nonsense_is_refused_with_the_value() -> None:
         TopKTopP(-1)
     with pytest.raises(ValueError, match=r"1\.5"):
         TopKTopP(1, 1.5)
-    for wrong in ({"top_k": None}, {"top_k": 2.5}, {"top_p": None}, {"temperature": None}):
+    nan = float("nan")
+    for wrong in ({"top_k": None}, {"top_k": 2.5}, {"top_p": None}, {"temperature": None}, {"temperature": nan}):
         with pytest.raises(ValueError, match=f"got .*{next(iter(wrong.values()))}"):
             TopKTopP(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"0\.0"):
         Gumbel(0.0)
+    for unset in (None, nan):
+        with pytest.raises(ValueError, match=f"positive, got {unset}"):
+            Gumbel(unset)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="-3"):
         Gumbel(top_k=-3)
     with pytest.raises(ValueError, match=r"1\.5"):
@@ -37,3 +42,18 @@ def test_more_than_the_codebook_is_clamped_and_said_once(sampler: Any, caplog: p
     assert [record.getMessage() for record in caplog.records] == [
         "top_k 4096 is more than the codebook's 8 entries and keeps all of them"
     ]
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_the_smooth_mixture_is_vars(k: int) -> None:
+    """VAR's more_smooth: logits grow to twice themselves over the scales, the temperature falls to 5 %."""
+    logits, codebook = torch.randn(2, 5, 8), torch.randn(8, 3)
+    state = SimpleNamespace(
+        schedule=range(4), generators=[torch.Generator().manual_seed(i) for i in (1, 2)], codebook=codebook
+    )
+    drawn = Gumbel(0.27)(logits, lambda x: x, lambda x, _: x, k, state)  # type: ignore[arg-type]
+    noise = exponential(logits.shape, [torch.Generator().manual_seed(i) for i in (1, 2)], logits.device)
+    ratio = k / 3
+    mixture = ((logits * (1 + ratio) - noise.log()) / max(0.27 * (1 - ratio * 0.95), 0.005)).softmax(-1)
+    torch.testing.assert_close(drawn.embeddings, mixture @ codebook)
+    assert torch.equal(drawn.codes, mixture.argmax(-1))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from star.utils.devices import DEVICES, GIB, known, measure, peak_memory, this_device
+from star.utils.devices import DEVICES, GIB, choose_device, known, measure, peak_memory, this_device
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,12 @@ def test_memory_is_this_process_peak() -> None:
     held = torch.ones(64 * 2**20 // 4)
     assert peak_memory(torch.device("cpu")) >= before
     assert peak_memory(torch.device("cpu")) > held.numel() * 4
+
+
+def test_a_device_is_there_or_refused_in_words() -> None:
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="device is auto, cpu, cuda or cuda:N, got 'gpu'"):
+        choose_device("gpu")
+    with pytest.raises(ValueError, match=r"device=cuda:99, but PyTorch finds \w+ GPUs here"):
+        choose_device("cuda:99")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from star.utils.png import as_image, describe_picture, read_fields, to_pixels, write_png
+from star.utils.png import as_image, describe_picture, drawn_from, read_fields, to_pixels, write_png
 
 FIELDS = describe_picture(prompt='ein "blauer" Kreis, ☆', seed=7, weights="abc", settings={"top_k": 5})
 
@@ -36,3 +36,13 @@ def test_no_partial_picture_is_left(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="could not write"):
         write_png(torch.zeros(3, 4, 4), tmp_path / "x.png", {})
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_file_names_what_it_was_drawn_from(tmp_path: Path) -> None:
+    write_png(torch.rand(3, 5, 4), tmp_path / "a.png", FIELDS)
+    assert drawn_from(tmp_path / "a.png") == ('ein "blauer" Kreis, ☆', "7")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    assert drawn_from(tmp_path / "b.png") == (None, None)
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"c\.png can't be read as a picture"):
+        drawn_from(tmp_path / "c.png")

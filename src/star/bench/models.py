@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from star.bench.settings import Settings
-from star.drawing import device_of
 from star.pipeline import STARPipeline
 from star.types import Condition
 from star.utils.cli import compose, plain
+from star.utils.devices import choose_device
 from star.utils.instantiate import instantiate
 
 TEXT_TOKENS = 77
@@ -72,4 +72,4 @@ def build_pipeline(settings: Settings, config: dict[str, Any]) -> STARPipeline:
         decoder=instantiate(config["sampling"]).keywords,
         precision=settings.dtype,
     )
-    return pipeline.to(device_of({"device": settings.device}))
+    return pipeline.to(choose_device(settings.device))

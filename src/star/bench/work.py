@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from star.bench.models import VALID, SyntheticTexts, build_pipeline, configuration
 from star.bench.settings import Settings
 from star.bench.stopwatch import Stopwatch
-from star.drawing import device_of
 from star.evaluation.latency import PROMPTS
 from star.models.flops import BACKWARD, decode_flops, transformer_flops
 from star.models.transformer import STARTransformer
 from star.nn.block import Block
 from star.sampling.precision import autocast
+from star.utils.devices import choose_device
 from star.utils.instantiate import instantiate
 
 BLOCKS = ("blocks", "self_attention", "cross_attention", "feed_forward")
@@ -35,7 +35,7 @@ class Work(ABC):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.config = configuration(settings)
-        self.device = torch.device(device_of({"device": settings.device}))
+        self.device = torch.device(choose_device(settings.device))
 
     @abstractmethod
     def run(self) -> None:

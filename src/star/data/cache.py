@@ -28,6 +28,7 @@ from star.data.stream import BatchStream
 from star.schedule import concatenate
 from star.utils.cli import compose, plain, readable_errors
 from star.utils.command import run_command, split_arguments
+from star.utils.devices import choose_device
 from star.utils.instantiate import instantiate
 
 log = logging.getLogger("cache")
@@ -185,9 +186,9 @@ def share(request: Request, targets: Sequence[Path], workers: int) -> None:
 
 def place(device: str, number: int) -> torch.device:
     """Where a worker computes: on GPUs in turn, if there are any."""
-    if device == "auto":
-        device = f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    if device == "auto" and torch.cuda.is_available():
+        return torch.device(f"cuda:{number % torch.cuda.device_count()}")
+    return torch.device(choose_device(device))
 
 
 def cache(request: Request) -> None:

@@ -96,7 +96,7 @@ class CachedReader:
             tokens = _load(raw, record, f"{self.kind}.npy")
             drawn = torch.from_numpy(tokens[rng.randrange(len(tokens)) if self.augment and len(tokens) > 1 else 0])
             text = _text(raw, record, place) if self.text else None
-        except (KeyError, IndexError, ValueError, EOFError, OSError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, EOFError, OSError) as error:
             raise SkipSample("cache", type(error).__name__) from error
         caption = record["captions"][place]
         if self.kind == "codes":

@@ -46,7 +46,7 @@ class Captions:
             string or a list of strings (the field's weight is then shared by them).
 
     Raises:
-        ValueError: for no field, or a weight that is not a number above 0.
+        ValueError: for no field, a weight that is no number or below 0, or no weight above 0.
 
     """
 

@@ -128,7 +128,7 @@ class ShardDataModule(StreamDataModule):
             in which each sample occurs once, where devices may differ by a batch.
         prefetch: batches that each worker prepares ahead.
         max_pixels: larger pictures are skipped before they are decoded.
-        max_consecutive_skips: more skipped samples of a source in a row are a RuntimeError.
+        max_consecutive_skips: more skipped samples of a source in a row are an error.
         pin_memory: page-locked batches when there is a GPU.
 
     Raises:

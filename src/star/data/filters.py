@@ -34,7 +34,8 @@ class Bounds:
     def __post_init__(self) -> None:
         """Validate."""
         for limit in (self.min, self.max):
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
+            number = isinstance(limit, int | float) and not isinstance(limit, bool) and limit == limit  # not nan
+            if limit is not None and not number:
                 raise ValueError(f"a filter's min and max must be numbers, got {limit!r}")
         if self.min is None and self.max is None:
             raise ValueError("a filter needs min, max or both")
@@ -119,11 +120,11 @@ def _parse_bounds(name: str, bounds: Any) -> Bounds:
 
 
 def _number(value: Any) -> float | None:
-    """A json value as a number; None, NaN, booleans and text that is no number count as missing."""
+    """A json value as a number; None, NaN, booleans, and text or numbers that are no float count as missing."""
     if value is None or isinstance(value, bool):
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # json has whole numbers of any length
         return None
     return None if math.isnan(number) else number

@@ -92,8 +92,6 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         ValueError: for an unknown setting, a caption mapping that is none, or no address.
 
     """
-    from omegaconf import OmegaConf
-
     given: dict[str, str] = {}
     urls = []
     for argument in arguments:
@@ -111,13 +109,26 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"limit is a whole number of at least 1, got {limit!r}")
     captions = None
     if "captions" in given:
-        captions = OmegaConf.to_container(OmegaConf.create(f"captions: {given['captions']}"))["captions"]  # type: ignore[index, call-overload]
+        captions = _mapping(given["captions"])
     return {
         "urls": urls,
         "out": Path(given.get("out", "outputs/inspect")),
         "captions": captions,
         "limit": None if limit is None else int(limit),
     }
+
+
+def _mapping(text: str) -> Any:
+    """A mapping as it is written on a command line."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.create(f"captions: {text}")
+        return OmegaConf.to_container(config)["captions"]  # type: ignore[index, call-overload]
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"captions is a mapping such as {{caption_long: 0.8, txt: 0.2}}, got {text!r}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from star.data.elastic import redistribute
 from star.data.shards import shard_name
+from star.data.skips import UnusableDataError
 from star.data.stream import SampleStream, WorkerBatch
 from star.data.workers import WorkerStreams, open_loader, rank_and_world_size
 from star.types import Batch
@@ -195,7 +196,7 @@ class PassLoader:
         """One iteration.
 
         Raises:
-            RuntimeError: when the only rank finds no usable sample, with the counts by cause.
+            UnusableDataError: when the only rank finds no usable sample, with the counts by cause.
             ValueError: when ranks go together and one of them finds none.
 
         """
@@ -227,7 +228,10 @@ class PassLoader:
         if held is not None:
             yield held._replace(skipped=dict(Counter(held.skipped) + skipped)).unpack()
         elif rank_and_world_size()[1] == 1:
-            raise RuntimeError(f"no sample of the validation shards could be used: {dict(skipped)}")
+            raise UnusableDataError(
+                f"no sample of the validation shards could be used: {dict(skipped)}; "
+                "check their urls, captions and filters"
+            )
 
     def close(self) -> None:
         """Stop the workers."""

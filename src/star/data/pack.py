@@ -7,8 +7,9 @@ import json
 import logging
 import random
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +149,25 @@ def pack(request: Request) -> Summary:
     Raises:
         FileNotFoundError: when there is no such source.
         FileExistsError: when the folder has shards already.
-        ValueError: when the source can't be read, or nothing of it can be used.
+        ValueError: when the source can't be read, nothing of it can be used, or nothing is left to train on.
 
     """
     out = Path(request.out)
-    _claim(out, overwrite=request.overwrite == "true")
-    rows: Iterable[Row] = read_rows(
-        Path(request.source),
-        columns=Columns(request.image, request.caption),
-        images=None if request.images is None else Path(request.images),
+    held = _held(out, overwrite=request.overwrite == "true")
+    rows = _begun(
+        read_rows(
+            Path(request.source),
+            columns=Columns(request.image, request.caption),
+            images=None if request.images is None else Path(request.images),
+        ),
+        request.source,
     )
     if request.shuffle == "true":
         rows = list(rows)
         random.Random(int(request.seed)).shuffle(rows)
+    for path in held:  # only now: a source that can't be read leaves what is there
+        path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
     summary = Summary()
     checker = Checker(summary, Captions())
     writers = [ShardWriter(out / name, int(request.shard_size)) for name in ("validation", "train")]
@@ -176,6 +183,8 @@ def pack(request: Request) -> Summary:
     write_summary(summary, out, title=f"{request.source} in {summary.shards} shards")
     if not summary.samples:
         raise ValueError(f"nothing of {request.source} can be used: {dict(summary.skipped.most_common())}")
+    if not writers[1].written:
+        raise ValueError(f"validation={request.validation} takes all {summary.samples} samples, training gets none")
     return summary
 
 
@@ -204,14 +213,20 @@ def _extension(data: bytes) -> str:
         return "jpg"
 
 
-def _claim(out: Path, *, overwrite: bool) -> None:
-    """Make sure that the folder's shards will be this run's alone."""
+def _begun(rows: Iterator[Row], source: str) -> Iterable[Row]:
+    """The same rows, the first one read already: a source that has none, or is none, fails here."""
+    first = list(islice(rows, 1))
+    if not first:
+        raise ValueError(f"{source} has no rows")
+    return chain(first, rows)
+
+
+def _held(out: Path, *, overwrite: bool) -> list[Path]:
+    """The shards that a folder has, which have to go; a FileExistsError unless they may."""
     held = [path for name in ("train", "validation") for path in (out / name).glob("*.tar")]
     if held and not overwrite:
         raise FileExistsError(f"{out} has {len(held)} shards already: choose another out=, or overwrite=true")
-    for path in held:
-        path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    return held
 
 
 def write_summary(summary: Summary, out: Path, *, title: str) -> None:

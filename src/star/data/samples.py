@@ -82,7 +82,7 @@ class SampleReader:
 
         """
         data, metadata, text = self._check(raw)
-        caption = self.captions.choose(text, metadata, rng)
+        caption = _guard("caption", lambda: self.captions.choose(text, metadata, rng))
         return Sample(key, self._read(data, rng), caption)
 
     def whole(self, raw: RawSample, *, rngs: Sequence[random.Random]) -> WholeSample:
@@ -93,7 +93,7 @@ class SampleReader:
 
         """
         data, metadata, text = self._check(raw)
-        captions, weights = zip(*self.captions.all(text, metadata), strict=True)
+        captions, weights = zip(*_guard("caption", lambda: self.captions.all(text, metadata)), strict=True)
         images = torch.stack([self._read(data, rng) for rng in rngs])
         return WholeSample(images, list(captions), list(weights), self.captions.present(text, metadata))
 
@@ -128,6 +128,8 @@ def _guard(stage: str, read: Callable[[], T]) -> T:
     """Run one stage; whatever damaged or hostile bytes make it raise becomes the cause of a skip."""
     try:
         return read()
+    except SkipSample:
+        raise
     except Exception as error:
         # Decoders raise a dozen kinds of exceptions on damaged files; the counts by cause keep every one visible.
         raise SkipSample(stage, type(error).__name__) from error

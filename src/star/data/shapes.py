@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out, settings, others = parse_arguments(parser.parse_args(arguments).arguments)
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         write_shards(out, settings, **others)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
 
 

@@ -23,6 +23,14 @@ class SkipSample(Exception):
         return str(self)
 
 
+class UnusableDataError(ValueError):
+    """Too many samples in a row can't be used, or none at all; the message counts them by cause."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's error anew, with the worker's traceback in front of its message.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 class SkipCounter:
     """Counts skipped samples of one source by cause.
 
@@ -42,14 +50,14 @@ class SkipCounter:
         """Count one skip; `where` is the shard or sample, for the message.
 
         Raises:
-            RuntimeError: after more than `max_consecutive` skips in a row, with the counts by cause.
+            UnusableDataError: after more than `max_consecutive` skips in a row, with the counts by cause.
 
         """
         self._pending[cause] += 1
         self._run[cause] += 1
         if self._run.total() > self.max_consecutive:
             counts = ", ".join(f"{cause} x {count}" for cause, count in self._run.most_common())
-            raise RuntimeError(
+            raise UnusableDataError(
                 f"source '{self.source}': {self._run.total()} samples in a row could not be used ({counts}), "
                 f"last {where}; check its urls, captions and filters, "
                 f"or raise data.max_consecutive_skips ({self.max_consecutive})"

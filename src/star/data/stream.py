@@ -137,7 +137,7 @@ class SampleStream(ABC):
             state: the `state` of the batch after which to go on; None begins.
 
         Raises:
-            RuntimeError: for too many skips in a row.
+            UnusableDataError: for too many skips in a row.
 
         """
         feeds = [self._feed(source, share) for source in self.sources]

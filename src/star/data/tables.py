@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,21 @@ def read_rows(source: Path, *, columns: Columns, images: Path | None = None) -> 
             yield from _folder(source)
             return
         source = table
-    names, records = _open(source)
-    image, caption = columns.resolve(names, table=str(source))
     base = images or source.parent
-    for number, record in enumerate(records, 1):
-        yield _row(record, f"{source.name}:{number}", image=image, caption=caption, base=base)
+    with _named(source):
+        names, records = _open(source)
+        image, caption = columns.resolve(names, table=str(source))
+        for number, record in enumerate(records, 1):
+            yield _row(record, f"{source.name}:{number}", image=image, caption=caption, base=base)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Say of which file it is that it can't be read: spreadsheets like to write other encodings."""
+    try:
+        yield
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} can't be read, it has to be text in UTF-8: {error}") from error
 
 
 def _folder(folder: Path) -> Iterator[Row]:
@@ -127,7 +138,8 @@ def _folder(folder: Path) -> Iterator[Row]:
             empty = False
             text, record = path.with_suffix(".txt"), path.with_suffix(".json")
             caption = text.read_text(encoding="utf-8-sig", errors="replace") if text.is_file() else None
-            metadata = _object(record.read_text(encoding="utf-8"), str(record)) if record.is_file() else {}
+            with _named(record):
+                metadata = _object(record.read_text(encoding="utf-8-sig"), str(record)) if record.is_file() else {}
             found = _find(None, list(metadata), CAPTION_COLUMNS)
             caption = caption if caption is not None or found is None else _first_text(metadata[found])
             yield Row(str(path.relative_to(folder)), path, caption, {"file": path.name} | metadata)

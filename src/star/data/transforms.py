@@ -71,7 +71,7 @@ class ImageTransform:
         background: red, green and blue in 0-255, what shows through transparent pictures.
 
     Raises:
-        ValueError: for a size below 1 or an unknown word.
+        ValueError: for a size below 1, an unknown word, or a `flip` that is neither true nor false.
 
     """
 
@@ -89,6 +89,8 @@ class ImageTransform:
             raise ValueError(f"crop must be one of {', '.join(_CROPS)}, got {self.crop!r}")
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}")
+        if not isinstance(self.flip, bool):  # a command line's `no` is a text, and would count as true
+            raise ValueError(f"flip must be true or false, got {self.flip!r}")
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
         """Pixels (3, H, W) uint8 of an opened picture; `rng` is the sample's own random numbers."""
@@ -139,7 +141,7 @@ def parse_resolution(resolution: int | Sequence[int]) -> tuple[int, int]:
         ValueError: for anything else, or a side below 1.
 
     """
-    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    sides = tuple(resolution) if isinstance(resolution, Sequence) else (resolution, resolution)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(f"resolution must be a side or [height, width] in pixels, got {resolution!r}")
     return sides[0], sides[1]

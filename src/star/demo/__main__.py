@@ -80,6 +80,18 @@ def steps_of(recipe: Recipe) -> list[Step]:
     return steps
 
 
+def start_over(out: Path) -> None:
+    """Remove what an earlier demo left.
+
+    Raises:
+        ValueError: for a folder of something else.
+
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / "steps.json").is_file():
+        raise ValueError(f"out={out} holds something, but no demo that could start over: choose another out=")
+    shutil.rmtree(out, ignore_errors=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the demo."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -92,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise FileNotFoundError("no train.py here: run from the project's root")
         recipe, fresh = parse(arguments)
         if fresh:
-            shutil.rmtree(recipe.out, ignore_errors=True)
+            start_over(recipe.out)
         recipe.out.mkdir(parents=True, exist_ok=True)
         steps = Steps(recipe.out / "steps.json")
         steps.run(steps_of(recipe))

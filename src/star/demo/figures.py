@@ -14,6 +14,7 @@ from torch import Tensor
 from star.pipeline import STARPipeline
 from star.sampling.trace import film
 from star.utils.files import write_atomically
+from star.utils.png import to_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +71,7 @@ def growing(pipeline: STARPipeline, captions: Sequence[str], seeds: Sequence[int
     for row, caption in enumerate(captions):
         for k, images in enumerate(steps):
             axis = axes[row, k]
-            axis.imshow(images[row].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.imshow(to_pixels(images[row]), interpolation="nearest")
             axis.axis("off")
             if row == 0:
                 height, width = pipeline.schedule.sizes[k]
@@ -95,7 +96,7 @@ def revealing(pipeline: STARPipeline, captions: Sequence[str], seeds: Sequence[i
     for row, caption in enumerate(captions):
         shown = film(trace, pipeline.schedule.sizes[-1], image=row, side=images.shape[2])
         for axis, picture in zip(rows[row], (shown, images[row]), strict=True):
-            axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            axis.imshow(to_pixels(picture), interpolation="nearest")
             axis.axis("off")
         rows[row, 0].text(0, 1.06 * images.shape[2], caption, fontsize=8, va="top", ha="left")
     figure.subplots_adjust(hspace=0.4, wspace=0.05)

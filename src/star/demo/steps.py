@@ -62,7 +62,7 @@ class Steps:
         """Do what isn't done. A step counts as done while its recipe and those of all steps before it are the same.
 
         Raises:
-            RuntimeError: when a command fails; it has said why.
+            ChildProcessError: when a command fails; it has said why.
 
         """
         before = ""
@@ -87,7 +87,7 @@ class Steps:
             if callable(step.command):
                 step.command()
             elif subprocess.run([sys.executable, *step.command], check=False, env=environment()).returncode != 0:
-                raise RuntimeError(f"step {step.name} failed: python {' '.join(step.command)}")
+                raise ChildProcessError(f"step {step.name} failed: python {' '.join(step.command)}")
         except BaseException:
             self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=False)
             raise

@@ -19,14 +19,16 @@ from star.checkpoints.fingerprint import fingerprint
 from star.checkpoints.named import locate_named
 from star.checkpoints.parts import WITH_GENERATOR
 from star.data.sources import expand_urls
-from star.drawing import check_source, claim, device_of, draw, merge_preset, open_pipeline, refined_by, resolve_sampling
+from star.drawing import check_source, claim, draw, merge_preset, open_pipeline, refined_by, resolve_sampling
 from star.evaluation.pictures import Picture, match
 from star.evaluation.prompts import PromptFile, PromptSet, PromptSource
 from star.evaluation.ranks import Ranks
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.pipeline import STARPipeline
+from star.sampling.order import at_least_1
 from star.sampling.precision import autocast
 from star.schedule import ScaleSchedule
+from star.utils.devices import choose_device
 from star.utils.instantiate import instantiate_trusted
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class Context:
     def __init__(self, config: Mapping[str, Any], ranks: Ranks | None = None) -> None:
         self.config = config
         self.ranks = ranks or Ranks()
-        self.device = device_of(config)
+        self.device = choose_device(config["device"])
         self.followed: Followed | None = None
         self._drawn: dict[str, Drawn] = {}
 
@@ -122,7 +124,7 @@ class Context:
     @property
     def batch(self) -> int:
         """Pictures at a time."""
-        return int(self.config["batch"])
+        return at_least_1("batch", self.config["batch"])
 
     def missing_pictures(self, what: str) -> Iterator[str]:
         """Why there can't be pictures: neither a checkpoint nor a folder, or one that isn't there."""

@@ -140,19 +140,34 @@ class Timer:
             if memo is not None:
                 encoder.memo = memo
 
-    def _timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any) -> Any:
+    def _timed(self, part: str, call: Any) -> _Timed:
+        def measure(work: Callable[..., Any], *arguments: Any) -> Any:
             start = self._now()
-            result = call(*arguments)
+            result = work(*arguments)
             self._seconds[part] += self._now() - start
             return result
 
-        return timed
+        return _Timed(call, measure)
 
     def _now(self) -> float:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+class _Timed:
+    """A part of a pipeline whose calls are measured, and its moves: `speed.offload_text_encoder` makes some."""
+
+    def __init__(self, part: Any, measure: Callable[..., Any]) -> None:
+        self.part = part
+        self.measure = measure
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.measure(self.part, *arguments)
+
+    def to(self, device: Any) -> _Timed:
+        self.measure(self.part.to, device)
+        return self
 
 
 def summarize(runs: Sequence[Mapping[str, float]], batch: int) -> dict[str, Any]:

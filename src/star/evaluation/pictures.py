@@ -24,7 +24,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 # decoding releases the interpreter: as many as there are cores keep a fast network fed
 THREADS = max(2, min(16, os.cpu_count() or 2))
 # how lossy files begin, whatever they are called
-_LOSSY = {b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP", b"GIF8": "GIF"}
+_LOSSY = {b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
+_ALIASES = {"jpg": "jpeg", "tif": "tiff"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ def check_kind(file: Path, only: str) -> None:
 
 def check_content(name: str, kind: str, data: bytes, only: str) -> None:
     """The same for a picture of that name and suffix, by how its content begins."""
-    if kind == only:
-        kind = next((lossy for magic, lossy in _LOSSY.items() if data.startswith(magic)), only)
-    if kind.lower() != only:
+    wanted, found = (_ALIASES.get(word.lower(), word.lower()) for word in (only, kind))
+    if found == wanted:
+        kind = found = next((lossy for magic, lossy in _LOSSY.items() if data.startswith(magic)), wanted)
+    if found != wanted:
         raise ValueError(
             f"{name} is a {kind.upper()} file, the protocol asks for {only.upper()}: lossy copies score differently "
             "(format=null takes any)"

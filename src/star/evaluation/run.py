@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from star.drawing import device_of
 from star.evaluation.cards import Result, make_card, missing_card, write_json
 from star.evaluation.context import Context
 from star.evaluation.items import Item
 from star.evaluation.ranks import Ranks
 from star.evaluation.report import headline, write_report
 from star.metrics.assets import MissingAssetError
+from star.utils.devices import choose_device
 from star.utils.instantiate import instantiate
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ def evaluate(config: Mapping[str, Any]) -> float | None:
     configs: dict[str, Any] = config["metric"]["items"]
     if not configs:
         raise ValueError("choose what to measure: metric=shapes, metric=[fid_mjhq,clip_score], ...; see --help")
-    ranks = Ranks.start(device_of(config))
+    if config["on_missing"] not in ("skip", "error"):
+        raise ValueError(f"on_missing is skip or error, got {config['on_missing']!r}")
+    ranks = Ranks.start(choose_device(config["device"]))
     config = ranks.agree(config)  # `out` may be named after the moment
     context = Context(config, ranks)
     try:

@@ -21,7 +21,7 @@ class RealPictures:
 
     Args:
         shards: address or addresses of shards; None takes the checkpoint's.
-        max_images: stop after so many, over all ranks; None reads all.
+        max_images: stop after so many over all ranks, each of which takes equally many (rounded up); None reads all.
 
     """
 

@@ -99,7 +99,8 @@ def score(
             all pictures, after.
 
     Returns:
-        `value`, `categories`, `prompts` (each one's score), and `dropped`: items without all their answers.
+        `value`, `categories`, `prompts` (each one's score), and `dropped`: items without all their
+        answers, those included that others depend on.
 
     Raises:
         ValueError: when no prompt is answered.
@@ -111,7 +112,9 @@ def score(
     dropped = []
     for item, prompt in prompts.items():
         pictures = answers.get(item, ())
-        if not pictures or any(question.number not in each for each in pictures for question in prompt.questions):
+        # nobody asks the question that the official scorer skips; it drops a prompt in which others depend on that
+        needed = {n for question in prompt.questions for n in (question.number, *question.parents) if n}
+        if not pictures or any(not needed <= each.keys() for each in pictures):
             dropped.append(item)
             continue
         scores[item] = fmean(score_picture(prompt.questions, each) for each in pictures)

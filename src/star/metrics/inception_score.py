@@ -24,6 +24,9 @@ class InceptionScore(Metric):
         split_size: instead, parts of so many pictures, the last one smaller (ADM: 5000).
         shuffle_seed: shuffle before splitting; None keeps the order.
 
+    Raises:
+        ValueError: for no split, or one without pictures.
+
     """
 
     full_state_update = False
@@ -43,6 +46,8 @@ class InceptionScore(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if splits < 1 or (split_size is not None and split_size < 1):
+            raise ValueError(f"an Inception Score has at least one split of one picture, got {splits}, {split_size}")
         self.features = features
         self.splits = splits
         self.split_size = split_size

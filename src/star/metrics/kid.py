@@ -22,6 +22,9 @@ class KernelDistance(FeatureComparison):
         subset_size: pictures of a subset; None takes all at once.
         subsets: how many subsets.
 
+    Raises:
+        ValueError: for subsets of fewer than two pictures, or none.
+
     """
 
     name = "kid"
@@ -31,6 +34,8 @@ class KernelDistance(FeatureComparison):
         self, *, features: FeatureNetwork, subset_size: int | None = 1000, subsets: int = 100, **kwargs: Any
     ) -> None:
         super().__init__(features=features, **kwargs)
+        if (subset_size is not None and subset_size < 2) or subsets < 1:
+            raise ValueError(f"KID needs subsets of at least 2 pictures, got {subsets} subsets of {subset_size}")
         self.subset_size = subset_size
         self.subsets = subsets
 

@@ -288,13 +288,12 @@ def _merged(states: Sequence[DecodeState], cache: KVCache) -> DecodeState:
 def _fork(generators: Sequence[torch.Generator]) -> list[torch.Generator]:
     """One generator per entry; the second and later occurrences of the same one get streams of their own."""
     forked: list[torch.Generator] = []
-    seen: dict[int, int] = {}
-    for generator in generators:
-        copies = seen.get(id(generator), 0)
-        seen[id(generator)] = copies + 1
+    for i, generator in enumerate(generators):
+        copies = sum(earlier is generator for earlier in generators[:i])
         fork = torch.Generator(generator.device)
         fork.set_state(generator.get_state())
         if copies:
-            fork.manual_seed((generator.initial_seed() + 0x9E3779B97F4A7C15 * copies) % 2**63)
+            # from its stream: copies of copies, and later copies, don't share one
+            fork.manual_seed(int(torch.randint(2**62, (copies,), generator=fork, device=fork.device)[-1]))
         forked.append(fork)
     return forked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -21,15 +22,15 @@ class ClassifierFreeGuidance:
             and half of the work there); negative counts from the end, -3 being K - 3; None never switches it off.
 
     Raises:
-        ValueError: for another ramp or a negative scale.
+        ValueError: for another ramp, or a scale that is negative or no number.
 
     """
 
     def __init__(self, scale: float = 4.0, *, ramp: str = "linear", off_after: int | None = None) -> None:
         if ramp not in ("linear", "constant"):
             raise ValueError(f"guidance ramp is 'linear' or 'constant', got {ramp!r}")
-        if scale < 0:
-            raise ValueError(f"guidance scale can't be negative, got {scale}")
+        if not isinstance(scale, int | float) or not 0 <= scale < math.inf:
+            raise ValueError(f"guidance scale can't be negative and must be a number, got {scale!r}")
         self.scale = scale
         self.ramp = ramp
         self.off_after = off_after

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 MAX_SEED = 2**63
@@ -54,11 +56,22 @@ def take_order(
     negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
     if len(negatives) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need one negative prompt or as many, got {len(negatives)}")
-    if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
-        raise ValueError(f"num_images_per_prompt is a whole number of at least 1, got {num_images!r}")
+    at_least_1("num_images_per_prompt", num_images)
     places = [i for i in range(len(prompts)) for _ in range(num_images)]
     chosen = choose_seeds(len(prompts), num_images, generator=generator, seeds=seeds)
     return Order(tuple(prompts[i] for i in places), tuple(negatives[i] for i in places), chosen)
+
+
+def at_least_1(name: str, value: Any) -> int:
+    """A setting that counts.
+
+    Raises:
+        ValueError: unless it is a whole number of at least 1; names it.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
+    return value
 
 
 def choose_seeds(
@@ -73,8 +86,8 @@ def choose_seeds(
     pictures = num_prompts * num_images
     if seeds is not None and generator is not None:
         raise ValueError("give either seeds or a generator, not both")
-    if isinstance(seeds, int):
-        chosen = [seeds + j for _ in range(num_prompts) for j in range(num_images)]
+    if isinstance(seeds, int | np.integer):
+        chosen = [int(seeds) + j for _ in range(num_prompts) for j in range(num_images)]
     elif seeds is not None:
         chosen = [int(seed) for seed in seeds]
     elif isinstance(generator, Sequence):

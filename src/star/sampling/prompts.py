@@ -19,7 +19,9 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"no prompt file at {file}")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Windows begins a file with a mark; str.splitlines would cut at characters that a caption may hold
+        with file.open(encoding="utf-8-sig") as opened:
+            lines = list(opened)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a text file in UTF-8: {error}") from error
     if any("\x00" in line for line in lines):
@@ -38,7 +40,7 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
 def _json_prompt(line: str, file: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # JSONDecodeError is one
         raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise ValueError(f'{file}, line {number}, has no "prompt"')

@@ -41,8 +41,8 @@ class TopKTopP:
     """
 
     def __init__(self, top_k: int = 600, top_p: float = 0.8, *, temperature: float = 1.0) -> None:
-        unset = top_p is None or temperature is None  # null on a command line
-        if unset or not isinstance(top_k, int) or top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
+        numbers = all(isinstance(value, int | float) for value in (top_p, temperature))  # null on a command line isn't
+        if not numbers or not isinstance(top_k, int) or top_k < 0 or not 0 <= top_p <= 1 or not temperature > 0:
             raise ValueError(
                 "top_k is a whole number from 0 (which keeps all), top_p lies in [0, 1], the temperature is positive: "
                 f"got {top_k}, {top_p}, {temperature}"
@@ -82,8 +82,8 @@ class Gumbel:
     """
 
     def __init__(self, temperature: float = 0.27, *, top_k: int = 0, top_p: float = 0.0) -> None:
-        if temperature <= 0:
-            raise ValueError(f"a gumbel temperature must be positive, got {temperature}")
+        if not isinstance(temperature, int | float) or not temperature > 0:
+            raise ValueError(f"a gumbel temperature must be positive, got {temperature!r}")
         self.temperature = temperature
         self.filters = TopKTopP(top_k, top_p)
         self.top_k = top_k

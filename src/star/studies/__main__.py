@@ -54,7 +54,7 @@ def run_all(arguments: Sequence[str]) -> None:
     for study in chosen:
         try:
             run(study, settings, more.get(study.name, []))
-        except RuntimeError as error:
+        except ChildProcessError as error:
             log.error("%s", error)
             failed.append(study.name)
         # after each, so that a long run shows what it has

@@ -25,7 +25,7 @@ def train(name: str, overrides: Sequence[str], *, out: Path, steps: int, every: 
 
     Raises:
         FileNotFoundError: away from the project's root.
-        RuntimeError: when the training fails.
+        ChildProcessError: when the training fails.
 
     """
     if not Path("train.py").is_file():

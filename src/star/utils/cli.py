@@ -48,6 +48,8 @@ FREE_TEXT = {
     "metric.items.image_reward.metric.file",
     "data.directory",
     "text_encoder.weights",
+    "text_encoder.path",
+    "text_encoder.tokenizer",
 }
 ADDRESSES = re.compile(r"data\.(validation_)?sources\.[^.]+\.urls")  # shards, whose braces Hydra would parse
 
@@ -106,12 +108,17 @@ def prepare(arguments: list[str] | None = None) -> None:
 
 
 def register_resolvers() -> None:
-    """`${count:${schedule.sizes}}`: how many entries a list has."""
+    """`${count:${schedule.sizes}}`: how many entries a list has; `${shorter:${resolution}}`: the shorter side."""
     OmegaConf.register_new_resolver("count", _count, replace=True)
+    OmegaConf.register_new_resolver("shorter", _shorter, replace=True)
 
 
 def _count(values: Sequence[Any] | ListConfig) -> int:
     return len(values)
+
+
+def _shorter(resolution: int | ListConfig) -> int:
+    return resolution if isinstance(resolution, int) else min(resolution)
 
 
 def conf_directory() -> Path:

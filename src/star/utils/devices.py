@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -94,6 +95,25 @@ def this_device(device: torch.device) -> Device:
     side = 1024 if device.type != "cpu" or cpu_has_bf16() else 128  # without instructions for it, 1024 takes seconds
     half, single = measure(device, torch.bfloat16, side=side), measure(device, torch.float32)
     return Device(device.type, memory, half, single)
+
+
+def choose_device(name: Any) -> str:
+    """The device that a setting names; `auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: for no device's name, or a GPU that this machine doesn't have.
+
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(str(name))
+    except RuntimeError as error:
+        raise ValueError(f"device is auto, cpu, cuda or cuda:N, got {name!r}") from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"device={name}, but PyTorch finds {found or 'no'} GPUs here: device=auto takes what there is")
+    return str(device)
 
 
 def cpu_has_bf16() -> bool:

@@ -72,6 +72,20 @@ def write_png(image: Tensor, path: Path, fields: Mapping[str, Any]) -> None:
         raise OSError(f"could not write {path} ({error}). Is the disk full?") from error
 
 
+def drawn_from(path: Path) -> tuple[str | None, str | None]:
+    """Prompt and seed that a picture's file names, None where it names none; no pixel is decoded.
+
+    Raises:
+        ValueError: when the file can't be read.
+
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("prompt"), picture.info.get("seed")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as a picture ({error}): remove it, and it is drawn anew") from error
+
+
 def read_fields(path: Path) -> dict[str, str]:
     """The text fields of a picture's file.
 

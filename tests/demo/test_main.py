@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from star.demo import __main__ as demo
+
+
+def test_starting_over_removes_a_demo_and_nothing_else(tmp_path: Path) -> None:
+    mine, demos = tmp_path / "mine", tmp_path / "demo"
+    for folder, name in ((mine, "thesis.txt"), (demos, "steps.json")):
+        folder.mkdir()
+        (folder / name).touch()
+    with pytest.raises(ValueError, match="holds something, but no demo"):
+        demo.start_over(mine)
+    assert (mine / "thesis.txt").is_file()
+    for folder in (demos, tmp_path / "nothing"):
+        demo.start_over(folder)
+        assert not folder.exists()
+
+
+def test_a_failing_step_ends_the_demo_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = demo.Step("x", "fails", ["-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(demo, "steps_of", lambda recipe: [step])
+    with pytest.raises(SystemExit) as ended:
+        demo.main([f"out={tmp_path / 'out'}"])
+    assert ended.value.code == 1

@@ -125,7 +125,8 @@ def check_size(pipeline: STARPipeline, schedule: ScaleSchedule, height: int | No
 
 def settings_of(pipeline: STARPipeline, decoder: ScaleWiseDecoder) -> dict[str, Any]:
     """What a picture depends on besides prompt, seed and weights, for its record."""
-    return {"sampling": preset_of(decoder), "precision": pipeline.precision, "schedule": str(decoder.schedule)}
+    settings = {"sampling": preset_of(decoder), "precision": pipeline.precision, "schedule": str(decoder.schedule)}
+    return settings | ({"speed": shown} if (shown := decoder.speed.decisive()) else {})
 
 
 def preset_of(decoder: ScaleWiseDecoder) -> dict[str, Any]:

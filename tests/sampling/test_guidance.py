@@ -35,6 +35,8 @@ def test_nonsense_is_refused_with_the_value() -> None:
         ClassifierFreeGuidance(1.0, ramp="cosine")
     with pytest.raises(ValueError, match="-2"):
         ClassifierFreeGuidance(-2)
+    with pytest.raises(ValueError, match="got 'strong'"):
+        ClassifierFreeGuidance("strong")  # type: ignore[arg-type]
     for wrong in (5, -6):
         with pytest.raises(ValueError, match=f"off_after {wrong} isn't one of the 5 scales"):
             ClassifierFreeGuidance(2.0, off_after=wrong).strength(1, SCHEDULE)

@@ -21,14 +21,16 @@ class ClassifierFreeGuidance:
             and half of the work there); negative counts from the end, -3 being K - 3; None never switches it off.
 
     Raises:
-        ValueError: for another ramp or a negative scale.
+        ValueError: for another ramp, or a scale that is no number from 0.
 
     """
 
     def __init__(self, scale: float = 4.0, *, ramp: str = "linear", off_after: int | None = None) -> None:
         if ramp not in ("linear", "constant"):
             raise ValueError(f"guidance ramp is 'linear' or 'constant', got {ramp!r}")
-        if scale < 0:
+        if not isinstance(scale, int | float):
+            raise ValueError(f"guidance scale is a number, got {scale!r}")
+        if not scale >= 0:
             raise ValueError(f"guidance scale can't be negative, got {scale}")
         self.scale = scale
         self.ramp = ramp

@@ -41,8 +41,8 @@ class TopKTopP:
     """
 
     def __init__(self, top_k: int = 600, top_p: float = 0.8, *, temperature: float = 1.0) -> None:
-        unset = top_p is None or temperature is None  # null on a command line
-        if unset or not isinstance(top_k, int) or top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
+        numbers = isinstance(top_k, int) and all(isinstance(one, int | float) for one in (top_p, temperature))
+        if not numbers or top_k < 0 or not 0 <= top_p <= 1 or not temperature > 0:
             raise ValueError(
                 "top_k is a whole number from 0 (which keeps all), top_p lies in [0, 1], the temperature is positive: "
                 f"got {top_k}, {top_p}, {temperature}"

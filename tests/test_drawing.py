@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from star.drawing import draw, merge_preset, plan
+from star.drawing import device_of, draw, merge_preset, plan
 from star.schedule import ScaleSchedule
 from star.utils.png import write_png as save
 
@@ -59,6 +59,20 @@ def test_a_second_run_draws_what_is_missing_in_the_same_batches(tmp_path: Path) 
     assert drawing(tmp_path).asked == []
     (tmp_path / "00005.png").unlink()
     assert drawing(tmp_path).asked == [first.asked[1]]
+
+
+@pytest.mark.parametrize("batch", [0, -1, "many"])
+def test_a_batch_has_pictures(tmp_path: Path, batch: Any) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {batch!r}"):
+        drawing(tmp_path, batch=batch)
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    assert device_of({"device": "cpu"}) == "cpu"
+    with pytest.raises(ValueError, match="got 'gpu'"):
+        device_of({"device": "gpu"})
+    with pytest.raises(ValueError, match=r"device=cuda:99: PyTorch sees \d+ GPUs"):
+        device_of({"device": "cuda:99"})
 
 
 def test_ranks_share_the_batches_of_one_process(tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"batch is a whole number of pictures, at least 1, got {size!r}")
     for first in range(0, len(requests), size):
         yield requests[first : first + size]
 
@@ -260,10 +262,22 @@ def _preset(
 
 
 def device_of(config: Mapping[str, Any]) -> str:
-    """The device that `device=` names; `auto` is the GPU where there is one."""
-    if config["device"] != "auto":
-        return str(config["device"])
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that `device=` names; `auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: for a word that names none, or a GPU that isn't there.
+
+    """
+    name = str(config["device"])
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is auto, cpu, cuda, cuda:1, ..., got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: PyTorch sees {torch.cuda.device_count()} GPUs on this machine")
+    return name
 
 
 def merge_preset(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,12 @@ def test_a_second_run_draws_what_is_missing_in_the_same_batches(tmp_path: Path) 
     assert drawing(tmp_path).asked == [first.asked[1]]
 
 
+@pytest.mark.parametrize("batch", [0, -1, "many"])
+def test_a_batch_has_pictures(tmp_path: Path, batch: Any) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {batch!r}"):
+        drawing(tmp_path, batch=batch)
+
+
 def test_ranks_share_the_batches_of_one_process(tmp_path: Path) -> None:
     whole = drawing(tmp_path / "one")
     parts = [drawing(tmp_path / "two", rank=rank, world=2) for rank in range(2)]

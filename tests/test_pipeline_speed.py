@@ -13,7 +13,7 @@ from star.models.conditioning.word_transformer import WordTransformer
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.pipeline import STARPipeline
-from star.pipeline_call import settings_of
+from star.pipeline_call import choose_decoder, settings_of
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.samplers import TopKTopP
 from star.sampling.speed import Speed
@@ -92,6 +92,44 @@ def test_held_weights_are_not_saved(build: Callable[..., STARPipeline], tmp_path
     torch.testing.assert_close(again.draw(PROMPTS, [0, 1]), build().draw(PROMPTS, [0, 1]), atol=1e-5, rtol=0)
 
 
+def test_held_weights_stay_what_they_are(build: Callable[..., STARPipeline], tmp_path: Path) -> None:
+    """Neither are they saved as if nothing had happened, nor other ones silently left out."""
+    pipeline = build("bf16").speed_up(Speed(weights="cast"))
+    before = pipeline.draw(PROMPTS, [0, 1])
+    for other in (Speed(), Speed(weights="packed")):
+        with pytest.raises(ValueError, match=rf"speed\.weights=cast.*anew for speed\.weights={other.weights}"):
+            pipeline.speed_up(other)
+    assert torch.equal(pipeline.draw(PROMPTS, [0, 1]), before)
+    assert pipeline.speed_up(Speed(weights="cast", channels_last=True)).decoder.speed.channels_last
+    with pytest.raises(ValueError, match="opened without"):
+        pipeline.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"decoder_dtype": "fp8", "weights": "cast"}, "'fp8'"),
+        ({"compile": "graphs", "weights": "cast"}, "which a search rearranges"),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    build: Callable[..., STARPipeline], wrong: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    pipeline = build("bf16")
+    pipeline.set_preset({"sampler": TopKTopP(3, 0.9), "search": lambda state, k: state})
+    with pytest.raises(ValueError, match=message):
+        pipeline.speed_up(Speed(**wrong))
+    assert pipeline.speed == pipeline.decoder.speed == Speed()
+    assert {weight.dtype for weight in pipeline.transformer.parameters()} == {torch.float32}
+
+
+def test_pictures_say_what_changed_them(build: Callable[..., STARPipeline]) -> None:
+    (plain_one,) = build()("a red circle", seeds=0).images
+    (fast,) = build().speed_up(Speed(decoder_dtype="bf16"))("a red circle", seeds=0).images
+    assert "speed" not in plain_one.info["settings"]
+    assert '"decoder_dtype": "bf16"' in fast.info["settings"]
+
+
 def test_a_preset_set_later_keeps_the_speed(build: Callable[..., STARPipeline]) -> None:
     pipeline = build().speed_up(Speed(skip_guidance=False))
     pipeline.set_preset({"sampler": TopKTopP(3, 0.9)})
@@ -107,3 +145,12 @@ def test_previews_are_small_and_grow(build: Callable[..., STARPipeline]) -> None
     sizes = [tuple(pipeline.decoder.preview(state, side).shape[2:]) for side in (1, 2, 4, 9)]
     assert sizes == [(2, 2), (4, 4), (8, 8), (8, 8)]
     assert torch.equal(pipeline.decoder.preview(state, 4), pipeline.paint(state))
+
+
+def test_previews_follow_the_schedule_that_is_drawn(build: Callable[..., STARPipeline]) -> None:
+    """An eighth of its last map, not of the model's own."""
+    pipeline = build()
+    for sizes, expected in ((((1, 1), (2, 2), (4, 4), (16, 16)), [2, 4, 4, 4]), (((1, 1), (2, 2)), [2, 2])):
+        decoder = choose_decoder(pipeline, guidance_scale=None, schedule=ScaleSchedule(sizes))
+        states = pipeline.scales(PROMPTS, [0, 1], decoder=decoder)
+        assert [pipeline.paint(state, preview=True).shape[2] for state in states] == expected

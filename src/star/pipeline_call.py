@@ -126,7 +126,7 @@ def check_size(pipeline: STARPipeline, schedule: ScaleSchedule, height: int | No
 def settings_of(pipeline: STARPipeline, decoder: ScaleWiseDecoder) -> dict[str, Any]:
     """What a picture depends on besides prompt, seed and weights, for its record."""
     known = {"sampling": preset_of(decoder), "precision": pipeline.precision, "schedule": str(decoder.schedule)}
-    speed, refiner = pipeline.speed.decisive(), pipeline.refiner_identity
+    speed, refiner = decoder.speed.decisive(), pipeline.refiner_identity
     refined = refiner is not None and needs_refiner(decoder.sampler)
     return known | ({"speed": speed} if speed else {}) | ({"refiner": refiner} if refined else {})
 

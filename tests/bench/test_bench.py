@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from star.bench import report
+from star.bench import measure, report
 from star.bench.__main__ import HELP, main, prepare
 from star.bench.measure import ratio
 from star.bench.settings import Settings, parse
-from star.bench.work import BLOCKS, Decode, Sample
+from star.bench.work import BLOCKS, Decode, Sample, Train, Work
+from star.models.flops import transformer_flops
 
 CONF = Path(__file__).parents[2] / "conf"
 TOY = [
@@ -28,6 +29,7 @@ TOY = [
     "text_encoder.width=16",
     "sampling=demo",
 ]
+OFF = ("sampling.guidance.off_after=1",)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +124,51 @@ def test_what_was_watched_is_as_before() -> None:
     assert "forward" not in vars(work.pipeline.transformer.head)
 
 
+def test_reading_the_text_is_no_part_of_the_total() -> None:
+    own = {"text": 1.0, "blocks/0": 2.0, "blocks/1": 0.5, "self_attention": 3.0, "head": 0.5}
+    found = measure._parts(own, 10.0)
+    assert found == {"total": 9.0, "text": 1.0, "blocks": 5.5, "self_attention": 3.0, "head": 0.5, "other": 3.0}
+
+
+def test_settings_take_turns_and_memory_is_a_repetitions_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two repetitions that take 0.5 and 0.1 GiB the first counts, though the second begins with more."""
+    turns: list[str] = []
+
+    class Noted(Work):
+        def run(self) -> None:
+            turns.append(self.settings.dtype)
+
+    monkeypatch.setitem(measure.WORK, "train", Noted)
+    levels = {"reset": iter([1.0, 1.0, 1.4, 1.4]), "peak": iter([1.5, 1.2, 1.5, 1.5])}
+    for name, values in levels.items():
+        monkeypatch.setattr(measure.PeakMemory, name, lambda self, values=values: next(values))
+    found = measure.measure(parse(["train", "repeats=2", "warmup=1", "versus=dtype=bf16", *TOY]))
+    assert turns == ["fp32", "bf16", "fp32", "bf16", "fp32", "bf16"]
+    assert (found["memory_before_gib"], found["peak_memory_gib"]) == (1.0, 1.5)
+    assert found["peak_above_before_gib"] == pytest.approx(0.5)
+    assert found["versus"]["peak_above_before_gib"] == pytest.approx(0.2)
+
+
+def test_only_what_is_computed_is_counted() -> None:
+    def gflop(kind: str, *words: str) -> int:
+        return measure.WORK[kind](Settings(kind, overrides=(*TOY, *words))).flops()
+
+    full, half, last = (gflop("sample", *words) for words in ((), ("sampling.guidance=null",), OFF))
+    decoding = gflop("decode")
+    assert full - decoding == 2 * (half - decoding)
+    part = Sample(Settings("sample", overrides=tuple(TOY)))
+    first = transformer_flops(part.pipeline.transformer, part.pipeline.schedule.only(0, 1), text_tokens=20)
+    assert last == half + first
+    assert gflop("sample", *OFF, "speed.skip_guidance=false") == full
+    assert gflop("train", "train_tokens=random_tail", "train_tokens.share=0.8") < gflop("train")
+
+
+def test_training_runs_its_blocks_as_train_py_does() -> None:
+    for words, wrapped in (((), False), (("activation_checkpointing=full",), True), (("compile=blocks",), True)):
+        work = Train(Settings("train", overrides=(*TOY, *words)))
+        assert all(("forward" in vars(block)) == wrapped for block in work.model.blocks)
+
+
 def test_words_become_settings() -> None:
     request = parse(["sample", "batch=2", "stage=512", "versus=dtype=bf16 speed=plain", "repeats=3"])
     assert request.first == Settings("sample", batch=2, overrides=("stage=512",))
@@ -140,6 +187,8 @@ def test_words_become_settings() -> None:
         (["sample", "batch=0"], "batch=0 can't be read"),
         (["sample", "format=xml"], "got 'xml'"),
         (["sample", "warmup=-1"], "got -1"),
+        (["train", "speed.weights=cast"], "speed.weights=cast says how pictures are drawn"),
+        (["text", "versus=speed=plain"], "speed=plain says how pictures are drawn, and text draws none"),
     ],
 )
 def test_nonsense_is_refused_with_the_value(words: list[str], message: str) -> None:

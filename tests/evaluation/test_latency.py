@@ -23,6 +23,13 @@ def test_parts_add_up_and_the_sampler_is_put_back(tiny_checkpoint: Path, setting
         assert all(parts[part]["p10"] <= parts[part]["median"] <= parts[part]["p90"] for part in PARTS)
     assert batch["3"]["pictures_per_second"] == pytest.approx(3 / batch["3"]["total"]["median"])
     assert type(context.pipeline.decoder.sampler).__name__ == "TopKTopP"
+    assert not {"forward", "to"} & set(vars(context.pipeline.text_encoder))
+
+
+def test_a_text_encoder_that_comes_and_goes_is_timed(tiny_checkpoint: Path, settings: Settings) -> None:
+    context = Context(settings(f"ckpt={tiny_checkpoint}", "speed.offload_text_encoder=true"))
+    parts = LatencyItem(batches=(1,), warmup=0, runs=1).run(context).results["parts"]
+    assert 0 < parts["text_encoder"] < parts["total"]
 
 
 def test_a_text_encoder_that_is_moved_about_is_timed(tiny_checkpoint: Path, settings: Settings) -> None:

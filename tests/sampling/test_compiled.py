@@ -23,7 +23,7 @@ from star.types import Condition
 Build = Callable[..., STARTransformer]
 
 
-def capture(work: Callable[[], Tensor], cache: KVCache) -> tuple[Tensor, Callable[[], None]]:
+def capture(work: Callable[[], Tensor], cache: KVCache, device: torch.device) -> tuple[Tensor, Callable[[], None]]:
     """A graph for machines without CUDA: the work is done again, on the memory that it had, and all stays in place."""
     known = cache.knows_text()
     result = work()
@@ -62,6 +62,22 @@ def test_one_compiled_block_a_scale_serves_all_layers(
         expected = model.step(x, condition, schedule, k, plain)
         torch.testing.assert_close(model.step(x, condition, schedule, k, compiled, run), expected, atol=1e-4, rtol=1e-5)
     assert len(counted) == len(schedule)
+
+
+@torch.no_grad()
+def test_many_batch_sizes_may_be_compiled(build_transformer: Build, schedule: ScaleSchedule) -> None:
+    """Beyond PyTorch's limits `fullgraph` fails; 14 scales of 5 batch sizes were too many once."""
+    torch._dynamo.reset()
+    limits: list[int] = []
+
+    def backend(graph: Any, examples: Any) -> Any:
+        limits.extend([torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit])
+        return graph.forward
+
+    model = build_transformer(depth=1, context_width=None)
+    run = CompiledBlocks(model, backend=backend)  # type: ignore[arg-type]
+    model.step(None, Condition(torch.randn(1, 12)), schedule, 0, KVCache(schedule), run)
+    assert min(limits) >= 14 * 2 * 64
 
 
 @pytest.mark.slow
@@ -113,10 +129,17 @@ def test_two_batches_in_turns_are_refused(
         next(one)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_graphs_without_a_gpu_say_so(
-    build_transformer: Build, tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule, condition: Condition
+@pytest.mark.parametrize("there", [True, False])
+def test_graphs_off_a_gpu_say_so(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    there: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Whether the machine has one or not: what runs on its CPU a graph doesn't record."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     decoder = ScaleWiseDecoder(
         build_transformer(), tokenizer, schedule, sampler=TopKTopP(), speed=Speed(compile="graphs")
     )

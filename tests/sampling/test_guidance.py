@@ -39,6 +39,8 @@ def test_nonsense_is_refused_with_the_value() -> None:
     for unset in (None, float("nan"), float("inf"), "2"):
         with pytest.raises(ValueError, match=f"must be a number, got {unset!r}"):
             ClassifierFreeGuidance(unset)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 'strong'"):
+        ClassifierFreeGuidance("strong")  # type: ignore[arg-type]
     for wrong in (5, -6):
         with pytest.raises(ValueError, match=f"off_after {wrong} isn't one of the 5 scales"):
             ClassifierFreeGuidance(2.0, off_after=wrong).strength(1, SCHEDULE)

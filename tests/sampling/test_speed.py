@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.masks import ScaleMask
+from star.nn.weights import HeldWeight
 from star.sampling.decoder import DecodeState, ScaleWiseDecoder
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.samplers import TopKTopP
@@ -127,6 +130,67 @@ def test_search_moves_whatever_cache_there_is(draws: Draws, speed: Speed) -> Non
     agree(draws(speed, guidance=guidance, search=search), plain)
 
 
+@pytest.mark.parametrize(("cached", "times"), [(True, 1), (False, 4)])
+@pytest.mark.parametrize(("trimmed", "length"), [(True, 5), (False, 9)])
+def test_texts_are_cut_and_remembered_where_asked_for(
+    build_transformer: Callable[..., STARTransformer],
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    cached: bool,
+    times: int,
+    trimmed: bool,
+    length: int,
+) -> None:
+    """The longest of the texts has 5 of 9 tokens; there are 4 scales."""
+    assert condition.context is not None
+    assert condition.context_mask is not None
+    padded = Condition(condition.pooled, pad(condition.context, (0, 0, 0, 4)), pad(condition.context_mask, (0, 4)))
+    model = build_transformer()
+    cross: Any = model.blocks[1].cross_attention
+    compute, seen = cross.keys_and_values, []
+    cross.keys_and_values = lambda context: seen.append(context.shape[1]) or compute(context)
+    speed = Speed(cache_text=cached, trim_text=trimmed)
+    found = ScaleWiseDecoder(model, tokenizer, schedule, sampler=TopKTopP(16, 0.9), speed=speed)(
+        padded, None, [1, 2, 3]
+    )
+    assert seen == [length] * times
+    agree(found, ScaleWiseDecoder(model, tokenizer, schedule, sampler=TopKTopP(16, 0.9))(condition, None, [1, 2, 3]))
+
+
+def test_switches_reach_what_they_switch(
+    build_transformer: Callable[..., STARTransformer], tokenizer: MultiScaleTokenizer
+) -> None:
+    switches: dict[str, Any] = {"channels_last": True, "fold_upsampling": True, "strips_above": 4}
+    for given in (switches, {name: Speed.__dataclass_fields__[name].default for name in switches}):
+        painter = Speed(**given, weights="cast", decoder_dtype="bf16").painter(tokenizer)
+        assert {name: getattr(painter, name) for name in switches} == given
+        assert (painter.dtype, painter.hold_weights) == ("bf16", True)
+    assert not Speed().painter(tokenizer).hold_weights
+    for speed, held in ((Speed(weights="packed"), True), (Speed(weights="auto", compile="blocks"), False)):
+        model = build_transformer()
+        speed.hold(model, torch.float32)
+        linear: Any = [model.blocks[1].feed_forward.inner, model.blocks[0].attention.qkv, model.head.logits]  # type: ignore[union-attr]
+        assert [isinstance(layer.weight, HeldWeight) for layer in linear] == [held] * 3
+
+
+def test_a_copy_of_a_decoder_may_have_another_cache_policy(
+    build_transformer: Callable[..., STARTransformer],
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+) -> None:
+    class FirstOnly:
+        def keep(self, layer: int, scale: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            return keys[:, :, :1], values[:, :, :1]
+
+    decoder = ScaleWiseDecoder(build_transformer(), tokenizer, schedule, sampler=TopKTopP())
+    other = copy.copy(decoder)
+    other.cache_policy = FirstOnly()
+    for each, tokens in ((decoder, [11, 11, 11, 0]), (other, [1, 2, 3, 0])):
+        assert [state.cache.tokens() for state in each.scales(condition, None, [1, 2, 3])] == tokens
+
+
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
@@ -134,6 +198,7 @@ def test_search_moves_whatever_cache_there_is(draws: Draws, speed: Speed) -> Non
         ({"compile": "all"}, "speed.compile is one of none, blocks, graphs, got 'all'"),
         ({"compile": "blocks", "weights": "packed"}, "sees no packed weights"),
         ({"compile": "graphs", "sequential_guidance": True}, "one cache in place"),
+        ({"trim_text": "off"}, "speed.trim_text is true or false, got 'off'"),
     ],
 )
 def test_nonsense_is_refused_with_the_value(switches: dict[str, Any], message: str) -> None:

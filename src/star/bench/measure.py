@@ -40,18 +40,16 @@ class Run:
         self.cpu: list[dict[str, float]] = []
         self.wall: list[dict[str, float]] = []
         self.scales: list[Times] = []
-        self.held = 0.0
-        self.peak = 0.0
+        self.peaks: list[tuple[float, float]] = []  # GiB before a repetition, and at most during it
 
     def repeat(self) -> None:
         """Measure once. On a GPU the parts are measured in a repetition of their own, since each waits for it."""
         gpu = self.work.device.type == "cuda"
-        self.held = self.memory.reset()
+        before = self.memory.reset()
         total = self._total() if gpu else None
-        self.peak = max(self.peak, self.memory.peak()) if gpu else self.peak
         with self.work.watched(self.watch):
             watched = self._total()
-        self.peak = max(self.peak, self.memory.peak())
+        self.peaks.append((before, self.memory.peak()))
         own, whole = self.watch.times()
         self.scales.append({name: times for name, times in whole.items() if name.startswith("blocks/")})
         for place, held in ((0, self.cpu), (1, self.wall)):
@@ -67,15 +65,17 @@ class Run:
         """Everything that was found, in plain words."""
         cpu, wall = _medians(self.cpu), _medians(self.wall)
         flops = self.work.flops()
+        # of one repetition, the one that took most: what the process holds between them may grow
+        before, peak = max(self.peaks, key=lambda pair: pair[1] - pair[0])
         record: Record = {
             "settings": asdict(self.settings),
             "repeats": len(self.cpu),
             "cpu_seconds": cpu,
             "wall_seconds": wall,
             "spread": {"cpu_seconds": _spread(self.cpu), "wall_seconds": _spread(self.wall)},
-            "peak_memory_gib": self.peak,
-            "memory_before_gib": self.held,
-            "peak_above_before_gib": self.peak - self.held,
+            "peak_memory_gib": peak,
+            "memory_before_gib": before,
+            "peak_above_before_gib": peak - before,
         }
         if flops:
             record |= {"gflop": flops / 1e9, "gflops_per_second": flops / wall["total"] / 1e9}

@@ -54,10 +54,9 @@ class SyntheticTexts(nn.Module):
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """conf/train.yaml with the overrides, and conf/speed as sample.yaml has it."""
-    fast = [override for override in settings.overrides if override.lstrip("+").startswith("speed")]
-    rest = [override for override in settings.overrides if override not in fast]
+    rest = [override for override in settings.overrides if override not in settings.speed]
     config = plain(compose("train", ["paths.run_dir=none", *rest]))
-    return {**config, "speed": plain(compose("sample", fast))["speed"]}
+    return {**config, "speed": plain(compose("sample", settings.speed))["speed"]}
 
 
 def build_pipeline(settings: Settings, config: dict[str, Any]) -> STARPipeline:

@@ -27,7 +27,7 @@ class Settings:
         overrides: of conf/: `model=d16`, `stage=256`, `speed=plain`, `sampling.guidance.off_after=-3`, ...
 
     Raises:
-        ValueError: for another kind or dtype.
+        ValueError: for another kind or dtype, or a `speed` where nothing is drawn.
 
     """
 
@@ -43,6 +43,13 @@ class Settings:
             raise ValueError(f"what to measure is one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.speed and self.kind in ("train", "text"):
+            raise ValueError(f"{self.speed[0]} says how pictures are drawn, and {self.kind} draws none: leave it out")
+
+    @property
+    def speed(self) -> tuple[str, ...]:
+        """The overrides of the group `speed`."""
+        return tuple(word for word in self.overrides if word.lstrip("+").startswith("speed"))
 
     def changed(self, words: str) -> Settings:
         """The same with some settings replaced, written as on the command line."""

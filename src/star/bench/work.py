@@ -17,7 +17,10 @@ from star.evaluation.latency import PROMPTS
 from star.models.flops import BACKWARD, decode_flops, transformer_flops
 from star.models.transformer import STARTransformer
 from star.nn.block import Block
+from star.objectives.train_tokens import counts
+from star.sampling.guidance import is_guided
 from star.sampling.precision import autocast
+from star.training.blocks import BlockExecution
 from star.utils.devices import choose_device
 from star.utils.instantiate import instantiate
 
@@ -84,10 +87,15 @@ class Sample(Work):
             yield
 
     def flops(self) -> int:
-        """With guidance on every scale; switches that save work aren't credited."""
-        model, schedule = self.pipeline.transformer, self.pipeline.schedule
-        halves = 1 if self.pipeline.decoder.guidance is None else 2
-        drawn = halves * transformer_flops(model, schedule, text_tokens=text_tokens(model))
+        """Of both halves as far as guidance needs them; other switches that save work aren't credited."""
+        model, schedule, guidance = self.pipeline.transformer, self.pipeline.schedule, self.pipeline.decoder.guidance
+        drawn = transformer_flops(model, schedule, text_tokens=text_tokens(model))
+        needed = [k for k in range(len(schedule)) if is_guided(guidance, k, schedule)]
+        if guidance is not None and not self.pipeline.speed.skip_guidance:
+            needed = [len(schedule) - 1]
+        if needed:
+            part = schedule.only(*range(needed[-1] + 1))
+            drawn += transformer_flops(model, part, text_tokens=text_tokens(model))
         return self.settings.batch * (drawn + decode_flops(self.pipeline.tokenizer, schedule))
 
 
@@ -122,6 +130,8 @@ class Train(Work):
         self.tokenizer = instantiate(config["tokenizer"]).to(self.device).eval()
         self.schedule = instantiate(config["schedule"])
         self.objective = instantiate(config["module"]["objective"])
+        self.execution = BlockExecution(config["activation_checkpointing"], config["compile"])
+        self.execution.apply(nn.Sequential(self.model))
         text = SyntheticTexts(config["text_encoder"]["pooled_width"], config["text_encoder"]["context_width"])
         self.condition = text.to(self.device)(["a picture"] * settings.batch).trim()
         size = self.tokenizer.quantizer.codebook_size
@@ -140,18 +150,20 @@ class Train(Work):
 
     @contextmanager
     def watched(self, watch: Stopwatch) -> Iterator[None]:
-        """Parts of the forward pass, and the backward pass as a whole."""
+        """Parts of the forward pass (not inside of compiled blocks), and the backward pass as a whole."""
         with ExitStack() as stack:
             stack.enter_context(watch.calls(self.model, "run_blocks", "blocks"))
-            stack.enter_context(_inside_blocks(watch, self.model))
+            if not self.execution.compile:
+                stack.enter_context(_inside_blocks(watch, self.model))
             stack.enter_context(watch.calls(self.model.head, "forward", "head"))
             stack.enter_context(watch.calls(self.tokenizer.quantizer, "teacher_forcing", "quantiser"))
             stack.enter_context(watch.calls(self, "_backward", "backward"))
             yield
 
     def flops(self) -> int:
-        """Forward and backward."""
-        once = transformer_flops(self.model, self.schedule, text_tokens=text_tokens(self.model))
+        """Forward and backward, of the tokens that are trained; what is computed again isn't credited."""
+        trained = counts(instantiate(self.config["train_tokens"]), self.schedule)
+        once = transformer_flops(self.model, self.schedule, text_tokens=text_tokens(self.model), counts=trained)
         return self.settings.batch * once * (1 + BACKWARD)
 
 

@@ -127,16 +127,16 @@ class Timer:
         pipeline: Any = self.pipeline
         encoder, sampler = pipeline.text_encoder, pipeline.decoder.sampler
         memo = getattr(encoder, "memo", None)
-        pipeline.text_encoder, pipeline.decoder.sampler = (
-            self._timed("text_encoder", encoder),
-            self._timed("sampler", sampler),
-        )
+        for method in ("forward", "to"):  # an offloaded one is moved whenever it reads
+            setattr(encoder, method, self._timed("text_encoder", getattr(encoder, method)))
+        pipeline.decoder.sampler = self._timed("sampler", sampler)
         if memo is not None:
             encoder.memo = None
         try:
             yield
         finally:
-            pipeline.text_encoder, pipeline.decoder.sampler = encoder, sampler
+            del encoder.forward, encoder.to
+            pipeline.decoder.sampler = sampler
             if memo is not None:
                 encoder.memo = memo
 

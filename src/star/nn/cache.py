@@ -131,13 +131,14 @@ class KVCache:
         self._change(lambda part: part.to(place))
 
     def fetch(self, device: torch.device | str) -> None:
-        """Come back from where `park` put it."""
+        """Come back from where `park` put it, each part right into its buffer: nothing is on the device twice."""
+        for layer, (k, v) in self._whole.items():
+            self._whole[layer] = self._buffer(k, device), self._buffer(v, device)
         self._change(lambda part: part.to(device))
-        self._whole = {layer: (self._buffer(k), self._buffer(v)) for layer, (k, v) in self._whole.items()}
 
-    def _buffer(self, part: Tensor) -> Tensor:
+    def _buffer(self, part: Tensor, device: torch.device | str | None = None) -> Tensor:
         """Room for all tokens but those of the last scale, filled as far as `part` goes."""
-        whole = part.new_empty(*part.shape[:2], self.schedule.offsets[-2], part.shape[3])
+        whole = part.new_empty(*part.shape[:2], self.schedule.offsets[-2], part.shape[3], device=device)
         whole[:, :, : part.shape[2]] = part
         return whole
 

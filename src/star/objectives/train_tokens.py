@@ -7,13 +7,21 @@ torch's global generator of the CPU, like everything else that training leaves t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from star.schedule import ScaleSchedule
+
+
+def counts(train_tokens: Callable[[ScaleSchedule, int], Tensor | None], schedule: ScaleSchedule) -> tuple[int, ...]:
+    """How many tokens of each scale are trained."""
+    kept = train_tokens(schedule, 1)
+    if kept is None:
+        return schedule.lengths
+    return tuple(schedule.scale_ids()[kept.flatten()].bincount(minlength=len(schedule)).tolist())
 
 
 class AllTokens:

@@ -78,6 +78,8 @@ class Presets:
         decoder = copy.copy(own)
         for part in ("guidance", "constraint", "search", "cache_policy"):
             setattr(decoder, part, settings.get(part))
+        search, policy = decoder.search is not None, decoder.cache_policy is not None
+        decoder.speed.check(decoder.transformer, search=search, cache_policy=policy)
         decoder.sampler = WithConfidence(settings["sampler"])
         return decoder
 

@@ -13,6 +13,7 @@ from star.checkpoints.blank import blank
 from star.models.conditioning.openclip import OpenCLIPTextEncoder
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
+from star.objectives.train_tokens import counts
 from star.schedule import ScaleSchedule
 from star.training.optim import decays
 from star.utils.instantiate import instantiate
@@ -77,11 +78,8 @@ def build(config: Mapping[str, Any]) -> Models:
     schedule: ScaleSchedule = instantiate(config["schedule"])
     with blank():
         transformer, tokenizer = instantiate(config["model"]), instantiate(config["tokenizer"])
-    kept = instantiate(config["train_tokens"])(schedule, 1)
-    counts = schedule.lengths
-    if kept is not None:
-        counts = tuple(schedule.scale_ids()[kept.flatten()].bincount(minlength=len(schedule)).tolist())
-    return Models(transformer, tokenizer, text_size(config["text_encoder"]), schedule, counts)
+    trained = counts(instantiate(config["train_tokens"]), schedule)
+    return Models(transformer, tokenizer, text_size(config["text_encoder"]), schedule, trained)
 
 
 def text_size(config: Mapping[str, Any]) -> TextSize:

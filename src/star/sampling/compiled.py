@@ -16,8 +16,8 @@ from star.nn.cache import KVCache
 from star.nn.position import Rotation
 from star.types import Condition
 
-# a block is compiled once per scale and number of rows; PyTorch's own limit is 8
-SHAPES = 64
+# a block is compiled once per scale and number of rows; PyTorch gives up behind 8, and behind 256 of all functions
+SHAPES = 4096
 
 
 @dataclass
@@ -68,7 +68,7 @@ class CompiledBlocks:
         self, x: Tensor, condition: Condition, *, rotation: Rotation | None, cache: KVCache, scale: int
     ) -> Tensor:
         """Tokens (R, L_k, C) of a scale through all blocks."""
-        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+        with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
             return self.transformer.run_blocks(
                 x, condition, rotation=rotation, cache=cache, scale=scale, blocks=self.blocks
             )

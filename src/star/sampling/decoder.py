@@ -134,7 +134,7 @@ class ScaleWiseDecoder:
         self.cache_policy = cache_policy
         self.refiner = refiner
         self.paint = self.speed.painter(tokenizer)
-        self.step = Steps(transformer, self.speed, cache_policy)
+        self.step = Steps(transformer, self.speed)
 
     @torch.no_grad()
     def __call__(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> DecodeState:
@@ -209,8 +209,8 @@ class ScaleWiseDecoder:
 
         """
         if side is None:
-            drawn = self.schedule.sizes[max(len(state.codes) - 1, 0)]
-            side = max(min(max(drawn), max(self.schedule.sizes[-1]) // 8), 1)
+            drawn = state.schedule.sizes[max(len(state.codes) - 1, 0)]
+            side = max(min(max(drawn), max(state.schedule.sizes[-1]) // 8), 1)
         return self.paint.preview(state.f_hat, side).add(1).div(2)
 
     def _start(self, condition: Condition, empty: Condition | None, seeds: Sequence[int]) -> DecodeState:
@@ -222,7 +222,7 @@ class ScaleWiseDecoder:
             condition = condition.stack(empty if len(empty) == images else empty.repeat(images))
         return DecodeState(
             f_hat=self.tokenizer.quantizer.start(images, self.schedule),
-            cache=self.step.cache(self.schedule, len(condition) // images, device),
+            cache=self.step.cache(self.schedule, len(condition) // images, device, self.cache_policy),
             condition=self.step.trim(condition),
             schedule=self.schedule,
             codebook=self.tokenizer.quantizer.codebook.weight,

@@ -14,7 +14,7 @@ from star.nn.position import Rotation
 from star.types import Condition
 
 Work = Callable[[], Tensor]
-Capture = Callable[[Work, KVCache], tuple[Tensor, Callable[[], None]]]
+Capture = Callable[[Work, KVCache, torch.device], tuple[Tensor, Callable[[], None]]]
 
 
 @dataclass(frozen=True)
@@ -103,32 +103,33 @@ class GraphedBlocks:
             with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
                 return self.run(x, condition, rotation=rotation, cache=cache, scale=scale)
 
-        result, replay = self.capture(work, cache)
+        result, replay = self.capture(work, cache, x.device)
         return _Recording(x, condition, result, replay, held=(rotation, cache.held()))
 
 
-def capture_on_cuda(work: Work, cache: KVCache) -> tuple[Tensor, Callable[[], None]]:
-    """Record work; returns its result, and what does the work again in the same places.
+def capture_on_cuda(work: Work, cache: KVCache, device: torch.device) -> tuple[Tensor, Callable[[], None]]:
+    """Record work on a device; returns its result, and what does the work again in the same places.
 
     Raises:
-        ValueError: without a GPU.
+        ValueError: off a GPU, where nothing would be recorded, and the first picture repeated for ever.
 
     """
-    if not torch.cuda.is_available():
-        raise ValueError("CUDA graphs need a GPU: set speed.compile to blocks or none")
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    known = cache.knows_text()
-    with torch.cuda.stream(aside):  # whatever is set up on first use must not be recorded
-        for _ in range(2):
-            work()
-    torch.cuda.current_stream().wait_stream(aside)
-    if not known:
-        cache.forget_text()  # a graph that computes it must hold it
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
-    return result, graph.replay
+    if device.type != "cuda":
+        raise ValueError(f"CUDA graphs need a GPU, and this is drawn on {device}: set speed.compile to blocks or none")
+    with torch.cuda.device(device):  # streams are the current GPU's, which need not be the model's
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        known = cache.knows_text()
+        with torch.cuda.stream(aside):  # whatever is set up on first use must not be recorded
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(aside)
+        if not known:
+            cache.forget_text()  # a graph that computes it must hold it
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = work()
+        return result, graph.replay
 
 
 def _parts(condition: Condition) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +61,10 @@ class Speed:
 
     def __post_init__(self) -> None:
         """Validate."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(one.default, bool) and not isinstance(value, bool):  # a command line's `off` is a word
+                raise ValueError(f"speed.{one.name} is true or false, got {value!r}")
         if self.weights not in KINDS:
             raise ValueError(f"speed.weights is one of {', '.join(KINDS)}, got {self.weights!r}")
         if self.compile not in COMPILE:
@@ -106,10 +110,14 @@ class Speed:
 
     def hold(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Change how a transformer's or refiner's blocks hold their weights, for products in `dtype`."""
-        kind = "cast" if self.weights == "auto" and self.compile != "none" else self.weights
-        hold(module.blocks, kind, dtype)  # type: ignore[arg-type]
+        hold(module.blocks, self.kind, dtype)  # type: ignore[arg-type]
         # logits are fp32 whatever the rest is
-        hold(module.head, "as_is" if kind == "int8" else kind, torch.float32)  # type: ignore[arg-type]
+        hold(module.head, "as_is" if self.kind == "int8" else self.kind, torch.float32)  # type: ignore[arg-type]
+
+    @property
+    def kind(self) -> str:
+        """How `hold` is told to hold weights."""
+        return "cast" if self.weights == "auto" and self.compile != "none" else self.weights
 
     def check_saving(self) -> None:
         """Raise a ValueError when the weights are no longer what they were."""
@@ -142,13 +150,24 @@ def speed_up(self: STARPipeline, speed: Speed) -> STARPipeline:
     `weights` other than `as_is` can't be taken back, such a model can't be saved, and a packed one can't move.
 
     Raises:
-        ValueError: for switches that can't be had with the model, its preset or this machine.
+        ValueError: for switches that can't be had with the model, its preset or this machine, or other `weights` than
+            those that are held already; the pipeline then is as before.
 
     """
-    speed.check(self.transformer, search=False, cache_policy=False)
-    for part in (self.transformer, self.refiner):
-        if part is not None:
-            speed.hold(part, PRECISIONS[self.precision])
+    before = self.speed
+    if before.kind not in ("as_is", speed.kind):
+        raise ValueError(
+            f"the weights are held for fast drawing already (speed.weights={before.kind}), which can't be taken back: "
+            f"open the pipeline anew for speed.weights={speed.kind}"
+        )
     self.speed = speed
-    self.set_preset(self.preset)
+    try:
+        self.set_preset(self.preset)
+        for part in (self.transformer, self.refiner):
+            if part is not None:
+                speed.hold(part, PRECISIONS[self.precision])
+    except (ValueError, ModuleNotFoundError):
+        self.speed = before
+        self.set_preset(self.preset)
+        raise
     return self

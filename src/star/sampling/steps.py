@@ -21,20 +21,20 @@ class Steps:
     Args:
         transformer: predicts a scale from all coarser ones.
         speed: how it is run.
-        cache_policy: may shorten what stays in the cache.
 
     """
 
-    def __init__(self, transformer: STARTransformer, speed: Speed, cache_policy: CachePolicy | None) -> None:
+    def __init__(self, transformer: STARTransformer, speed: Speed) -> None:
         self.transformer = transformer
         self.speed = speed
-        self.cache_policy = cache_policy
         self.run = speed.runner(transformer)
 
-    def cache(self, schedule: ScaleSchedule, halves: int, device: torch.device) -> KVCache | HalvedCache:
-        """An empty cache for as many halves as there are: 2 under guidance."""
+    def cache(
+        self, schedule: ScaleSchedule, halves: int, device: torch.device, policy: CachePolicy | None
+    ) -> KVCache | HalvedCache:
+        """An empty cache for as many halves as there are (2 under guidance); `policy` may shorten what stays in it."""
         model = self.transformer
-        build = partial(KVCache, schedule, model.mask, self.cache_policy, num_layers=model.depth)
+        build = partial(KVCache, schedule, model.mask, policy, num_layers=model.depth)
         return HalvedCache(build, halves, device) if self.speed.sequential_guidance else build()
 
     def trim(self, condition: Condition) -> Condition:

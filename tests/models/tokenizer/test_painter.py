@@ -11,6 +11,7 @@ from star.models.tokenizer.painter import Painter
 from star.models.tokenizer.quantizer import MultiScaleVQ
 from star.models.tokenizer.residual_conv import ResidualConv
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
+from star.models.tokenizer.upsampling import double_and_convolve
 
 SWITCHES: list[dict[str, Any]] = [
     {},
@@ -19,6 +20,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"strips_above": 1},
     {"channels_last": True, "fold_upsampling": True},
     {"channels_last": True, "strips_above": 1},
+    {"fold_upsampling": True, "strips_above": 1},
 ]
 
 
@@ -52,6 +54,32 @@ def test_every_switch_paints_the_same_picture(
     assert painted.abs().max() <= 1
 
 
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("limit", [None, 1])
+def test_upsampling_is_folded_where_asked_for(
+    tokenizer: MultiScaleTokenizer, fold: bool, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WORTH_FOLDING", 1)
+    folded: list[int] = []
+    for place in (module, module.strips):
+        monkeypatch.setattr(
+            place, "double_and_convolve", lambda x, *rest: folded.append(1) or double_and_convolve(x, *rest)
+        )
+    Painter(tokenizer, fold_upsampling=fold, strips_above=limit)(torch.randn(1, 6, 5, 7))
+    assert len(folded) == (2 if fold else 0)
+
+
+def test_strips_bound_what_a_convolution_sees(tokenizer: MultiScaleTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row more on each side, whatever the picture's height."""
+    monkeypatch.setattr(module, "ROWS", 4)
+    seen: list[int] = []
+    for conv in [*(block.conv2 for block in tokenizer.decoder.levels[-1].blocks), tokenizer.decoder.out]:  # type: ignore[union-attr]
+        conv.register_forward_pre_hook(lambda conv, given: seen.append(given[0].shape[2]))  # type: ignore[operator]
+    Painter(tokenizer, strips_above=1)(torch.randn(1, 6, 8, 3))
+    assert max(seen) == 6
+    assert len(seen) == 3 * 32 // 4
+
+
 def test_strips_see_the_whole_picture(tokenizer: MultiScaleTokenizer) -> None:
     """A change in one corner reaches the other, through norms and attention, as it does uncut."""
     f_hat = torch.randn(1, 6, 8, 8)
@@ -79,7 +107,8 @@ def test_a_dtype_of_its_own_overrules_autocast(tokenizer: MultiScaleTokenizer) -
     assert torch.equal(inside, Painter(tokenizer)(f_hat))
 
 
-def test_held_weights_are_the_cast_ones(tokenizer: MultiScaleTokenizer) -> None:
+def test_held_weights_are_the_cast_ones(tokenizer: MultiScaleTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
     f_hat = torch.randn(2, 6, 4, 4)
     cast, held = Painter(tokenizer, dtype="bf16"), Painter(tokenizer, dtype="bf16", hold_weights=True)
     for _ in range(2):
@@ -92,6 +121,8 @@ def test_held_weights_are_the_cast_ones(tokenizer: MultiScaleTokenizer) -> None:
     assert torch.equal(exact(f_hat), Painter(tokenizer)(f_hat))
     assert exact._copies == {}
     assert torch.equal(exact.preview(f_hat, 2), cast.preview(f_hat, 2))
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)  # where bf16 takes longer than all the rest
+    assert torch.equal(exact.preview(f_hat, 2), Painter(tokenizer).preview(f_hat, 2))
 
 
 def test_small_pictures_are_not_cut(tokenizer: MultiScaleTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

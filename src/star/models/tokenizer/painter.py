@@ -12,6 +12,7 @@ from star.models.tokenizer import strips
 from star.models.tokenizer.autoencoder import Decoder, Level, ResidualBlock, Upsample
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.tokenizer.upsampling import double_and_convolve
+from star.utils.devices import cpu_has_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTO = {"cpu": 128, "cuda": 768}
@@ -33,7 +34,8 @@ class Painter:
             and above 768 elsewhere, where whole batches of smaller pictures fit. A CPU decodes smaller pictures on
             their own, too, so that none depends on its batch.
         hold_weights: keep a copy of the weights in half precision once there is use for it, in place of casting them
-            for every picture; previews are then painted in bf16 whatever the rest is. The tokenizer must not change.
+            for every picture; previews are then painted in bf16 whatever the rest is, but on CPUs without instructions
+            for it. The tokenizer must not change.
 
     Raises:
         ValueError: for another dtype, or a side below 1.
@@ -94,7 +96,8 @@ class Painter:
         if longest > side:
             size = [max(round(length * side / longest), 1) for length in f_hat.shape[2:]]
             f_hat = F.interpolate(f_hat, size, mode="area")
-        return self._in("bf16" if self.hold_weights else self.dtype, f_hat)
+        fast = f_hat.device.type != "cpu" or cpu_has_bf16()
+        return self._in("bf16" if self.hold_weights and fast else self.dtype, f_hat)
 
     def _parts(self, device: torch.device) -> tuple[nn.Module, Decoder]:
         """The convolution behind the quantiser and the decoder, in what they compute in."""
@@ -134,7 +137,7 @@ class Painter:
 
     def _upsample(self, conv: nn.Conv2d, x: Tensor, *, in_strips: bool) -> Tensor:
         if in_strips:
-            return strips.upsample(conv, x, ROWS)
+            return strips.upsample(conv, x, ROWS, fold=self.fold_upsampling)
         if self.fold_upsampling and x.shape[2] * x.shape[3] >= WORTH_FOLDING:
             return double_and_convolve(x, conv.weight, conv.bias)
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -35,13 +35,16 @@ def residual(block: ResidualBlock, x: Tensor, rows: int) -> Tensor:
     return _norm_and_convolve(block.norm2, block.conv2, inner, rows, onto=out)
 
 
-def upsample(conv: nn.Conv2d, x: Tensor, rows: int) -> Tensor:
-    """Double x (1, C, h, w) and convolve it."""
+def upsample(conv: nn.Conv2d, x: Tensor, rows: int, *, fold: bool) -> Tensor:
+    """Double x (1, C, h, w) and convolve it; in one, with `fold`."""
     height, width = x.shape[2:]
     out: Tensor | None = None
     for strip in strips(height, max(rows // 2, 1)):
         part, own = _with_margin(strip, height)
-        made = double_and_convolve(x[:, :, part], conv.weight, conv.bias)
+        if fold:
+            made = double_and_convolve(x[:, :, part], conv.weight, conv.bias)
+        else:
+            made = conv(F.interpolate(x[:, :, part], scale_factor=2.0, mode="nearest"))
         out = _empty(x, made, (2 * height, 2 * width)) if out is None else out
         out[:, :, 2 * strip.start : 2 * strip.stop] = made[:, :, 2 * own.start : 2 * own.stop]
     assert out is not None

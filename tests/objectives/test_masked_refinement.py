@@ -13,9 +13,10 @@ from star.models.transformer import STARTransformer
 from star.nn.position import Rotary2D
 from star.objectives.masked_refinement import MaskedRefinement
 from star.schedule import ScaleSchedule, concatenate
-from star.types import Condition
+from star.types import Condition, LossReport
 
 Build = Callable[..., STARTransformer]
+Score = Callable[..., LossReport]
 
 
 def make_refiner(**changes: Any) -> Refiner:
@@ -26,6 +27,19 @@ def make_refiner(**changes: Any) -> Refiner:
 @pytest.fixture
 def codes(schedule: ScaleSchedule) -> list[Tensor]:
     return [torch.randint(32, (3, length)) for length in schedule.lengths]
+
+
+@pytest.fixture
+def score(
+    build_transformer: Build,
+    tokenizer: MultiScaleTokenizer,
+    schedule: ScaleSchedule,
+    condition: Condition,
+    codes: list[Tensor],
+) -> Score:
+    """What an objective says of a refiner beside an untrained generator."""
+    model = build_transformer()
+    return lambda objective, refiner, **given: objective(refiner, model, tokenizer, codes, condition, schedule, **given)
 
 
 class Fixed:
@@ -40,15 +54,11 @@ class Fixed:
 
 
 def test_balanced_scales_weigh_the_same_however_few_their_unknown_tokens(
-    build_transformer: Build,
-    tokenizer: MultiScaleTokenizer,
-    schedule: ScaleSchedule,
-    condition: Condition,
-    codes: list[Tensor],
+    score: Score, schedule: ScaleSchedule, codes: list[Tensor]
 ) -> None:
     fixed = Fixed(torch.randn(3, 22, 32))
     objective = MaskedRefinement(first_scale=2, balance="scales")
-    report = objective(fixed, build_transformer(), tokenizer, codes, condition, schedule)
+    report = score(objective, fixed)
     target, length = concatenate(codes[2:]), schedule.lengths[2]
     expected = torch.stack(
         [
@@ -60,7 +70,7 @@ def test_balanced_scales_weigh_the_same_however_few_their_unknown_tokens(
     torch.testing.assert_close(report.total, expected)
     report.total.backward()
     assert not fixed.logits.grad[fixed.known].any()
-    nothing = objective(fixed, build_transformer(), tokenizer, codes, condition, schedule, known_share=1.0)
+    nothing = score(objective, fixed, known_share=1.0)
     assert nothing.total == 0
 
 
@@ -79,16 +89,10 @@ def test_an_unknown_balance_is_refused() -> None:
         MaskedRefinement(balance="scale")
 
 
-def test_only_unknown_tokens_of_late_scales_count(
-    build_transformer: Build,
-    tokenizer: MultiScaleTokenizer,
-    schedule: ScaleSchedule,
-    condition: Condition,
-    codes: list[Tensor],
-) -> None:
+def test_only_unknown_tokens_of_late_scales_count(score: Score, codes: list[Tensor]) -> None:
     fixed = Fixed(torch.randn(3, 22, 32))
     objective = MaskedRefinement(first_scale=2)
-    report = objective(fixed, build_transformer(), tokenizer, codes, condition, schedule)
+    report = score(objective, fixed)
     assert fixed.scales == (2, 3)
     target = concatenate(codes[2:])
     unknown = ~fixed.known
@@ -158,17 +162,8 @@ def test_images_and_scales_draw_their_shares_apart(schedule: ScaleSchedule) -> N
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_all_or_nothing_known(
-    build_transformer: Build,
-    tokenizer: MultiScaleTokenizer,
-    schedule: ScaleSchedule,
-    condition: Condition,
-    codes: list[Tensor],
-    share: float,
-) -> None:
-    report = MaskedRefinement()(
-        make_refiner(), build_transformer(), tokenizer, codes, condition, schedule, known_share=share
-    )
+def test_all_or_nothing_known(score: Score, share: float) -> None:
+    report = score(MaskedRefinement(), make_refiner(), known_share=share)
     report.total.backward()
     assert (report.total == 0) == (share == 1)
     assert report.scalars["accuracy"].isnan() == (share == 1)

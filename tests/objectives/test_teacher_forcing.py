@@ -10,7 +10,9 @@ from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.objectives.teacher_forcing import TeacherForcing, scale_means
 from star.schedule import ScaleSchedule, concatenate
-from star.types import Condition
+from star.types import Condition, LossReport
+
+Score = Callable[[TeacherForcing], tuple[LossReport, torch.Tensor]]
 
 
 @pytest.fixture
@@ -18,16 +20,22 @@ def codes(tokenizer: MultiScaleTokenizer, schedule: ScaleSchedule) -> list[torch
     return tokenizer.encode(torch.rand(3, 3, 8, 8) * 2 - 1, schedule)
 
 
-def test_every_token_weighs_the_same(
+@pytest.fixture
+def score(
     build_transformer: Callable[..., STARTransformer],
     tokenizer: MultiScaleTokenizer,
     schedule: ScaleSchedule,
     condition: Condition,
     codes: list[torch.Tensor],
-) -> None:
+) -> Score:
+    """What an objective says of a generator, and that generator's logits."""
     model = build_transformer()
-    report = TeacherForcing()(model, tokenizer, codes, condition, schedule)
     logits = model(tokenizer.quantizer.teacher_forcing(codes, schedule), condition, schedule)
+    return lambda objective: (objective(model, tokenizer, codes, condition, schedule), logits)
+
+
+def test_every_token_weighs_the_same(score: Score, codes: list[torch.Tensor], schedule: ScaleSchedule) -> None:
+    report, logits = score(TeacherForcing())
     torch.testing.assert_close(report.total, F.cross_entropy(logits.transpose(1, 2), concatenate(codes)))
     lengths = torch.tensor(schedule.lengths, dtype=torch.float)
     torch.testing.assert_close((report.per_scale["loss"] * lengths).sum() / lengths.sum(), report.total.detach())
@@ -79,15 +87,8 @@ def test_means_of_scales() -> None:
         TeacherForcing(label_smoothing=1.0)
 
 
-def test_label_smoothing_spreads_the_target(
-    build_transformer: Callable[..., STARTransformer],
-    tokenizer: MultiScaleTokenizer,
-    schedule: ScaleSchedule,
-    condition: Condition,
-    codes: list[torch.Tensor],
-) -> None:
-    model = build_transformer()
-    report = TeacherForcing(label_smoothing=0.3)(model, tokenizer, codes, condition, schedule)
-    logs = model(tokenizer.quantizer.teacher_forcing(codes, schedule), condition, schedule).log_softmax(-1)
+def test_label_smoothing_spreads_the_target(score: Score, codes: list[torch.Tensor]) -> None:
+    report, logits = score(TeacherForcing(label_smoothing=0.3))
+    logs = logits.log_softmax(-1)
     right = logs.gather(2, concatenate(codes)[..., None])[..., 0]
     torch.testing.assert_close(report.total, -(0.7 * right + 0.3 * logs.mean(-1)).mean())

@@ -12,7 +12,7 @@ import lightning
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, distributed
 
 from star.callbacks.run_record import RunRecord
 from star.callbacks.step_seed import StepSeed
@@ -98,6 +98,8 @@ class Run:
                 warnings.filterwarnings("ignore", message=message)
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         value = trainer.callback_metrics.get(config["optimized_metric"])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
         return None if value is None else float(value)
 
     def resume_from(self) -> Path | None:

@@ -127,6 +127,8 @@ def judge_window_training(rows: Rows) -> Verdict:
     said += f"{ours['share of the time']:.2f} of the time"
     if short := kinds.get("all, shorter"):
         said += f"; {short['right']:.3f} after all tokens for {short['share of the time']:.2f} of it"
+    else:
+        said += "; how far all tokens alone get in that time wasn't asked (steps_short=)"
     return ours["right"] >= full["right"] - 0.05 and ours["share of the time"] < 1, said
 
 

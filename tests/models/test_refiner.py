@@ -130,8 +130,8 @@ def test_a_neighbourhood_hears_of_a_known_code_before_any_attention(scale: int, 
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("neighbourhood", [0, 2, -1])
-def test_a_neighbourhood_has_a_middle(neighbourhood: int) -> None:
+@pytest.mark.parametrize("neighbourhood", [0, 2, -1, 3.0, None])
+def test_a_neighbourhood_has_a_middle(neighbourhood: Any) -> None:
     with pytest.raises(ValueError, match=f"1, 3, 5, ... tokens wide, got {neighbourhood}"):
         refiner(neighbourhood=neighbourhood)
 

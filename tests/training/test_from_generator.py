@@ -112,6 +112,12 @@ def test_what_changes_nothing_may_differ(generator: Checkpoint) -> None:
     assert differences(ours, {}) == []
 
 
+def test_a_refiner_that_goes_on_has_to_be_the_same() -> None:
+    ours = resolved("sampler", "refiner_training=small")["module"]
+    held = resolved("sampler")["module"]
+    assert differences(ours, held) == ["refiner.neighbourhood: 1, not 3"]
+
+
 def test_a_generator_has_to_be_there(tmp_path: Path, generator: Checkpoint) -> None:
     with pytest.raises(ValueError, match="set init_from to a run directory"):
         check_generator(resolved("sampler"))

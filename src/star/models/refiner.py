@@ -100,8 +100,8 @@ class Refiner(nn.Module):
         neighbourhood: int = 1,
     ) -> None:
         super().__init__()
-        if neighbourhood < 1 or neighbourhood % 2 == 0:
-            raise ValueError(f"a neighbourhood is 1, 3, 5, ... tokens wide, got {neighbourhood}")
+        if not isinstance(neighbourhood, int) or neighbourhood < 1 or neighbourhood % 2 == 0:
+            raise ValueError(f"a neighbourhood is 1, 3, 5, ... tokens wide, got {neighbourhood!r}")
         self.width, self.num_heads, self.depth = width, num_heads, depth
         self.neighbourhood = neighbourhood
         self.position = position

@@ -60,7 +60,8 @@ def load_generator(module: SamplerModule, config: Config) -> None:
     if wrong:
         raise ValueError(
             f"{what} is another generator than this run describes ({'; '.join(wrong)}): give the options that it was "
-            "trained with (stage=, model=, position=, mask=, tokenizer=, text_encoder=)"
+            "trained with (stage=, model=, position=, mask=, tokenizer=, text_encoder=; of its refiner: "
+            "refiner_training=)"
         )
     weights = io.weights(checkpoint)
     if not io.part(weights, "tokenizer."):
@@ -78,7 +79,7 @@ def load_generator(module: SamplerModule, config: Config) -> None:
 def differences(configured: Config, held: Config) -> list[str]:
     """Where a run's parts differ from those of a checkpoint, as far as both say something: `name: held, not ours`."""
     found = []
-    for part in ("transformer", "tokenizer"):
+    for part in ("transformer", "tokenizer", "refiner"):
         found += _compare(configured.get(part) or {}, held.get(part) or {}, part)
     ours, theirs = (each.get("text_encoder") or {} for each in (configured, held))
     named = {name: ours[name] for name in _ENCODER if name in ours}

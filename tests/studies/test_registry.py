@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"block": 1, "near": 0.2, "near, uniform": 0.1, "own scale": 0.6, "own scale, uniform": 0.7},
     ],
 }
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "star.ckpt").write_bytes(b"")
+    return folder
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
@@ -107,10 +118,7 @@ def test_settings_reach_their_own_study() -> None:
         own_words(["steps=3"])
 
 
-def test_a_finished_study_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = tmp_path / "demo"
-    demo.mkdir()
-    (demo / "star.ckpt").write_bytes(b"")
+def test_a_finished_study_is_not_run_again(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
 
     def pretend(command: list[str], **_: Any) -> Any:
@@ -126,6 +134,55 @@ def test_a_finished_study_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     assert "*The miniature* agrees" in (tmp_path / "page.md").read_text()
     run([*words, "locality.images=2"])
     assert "images=2" in ran[1]
+
+
+def test_studies_run_side_by_side_and_those_that_take_times_alone(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of the first kind wait for each other, which only ends when both run; one failure doesn't stop the rest."""
+    both, running, alone = threading.Barrier(2), Counter[str](), []
+
+    def pretend(command: list[str], *, env: dict[str, str], stdout: Any = None, **_: Any) -> Any:
+        name = command[2].removeprefix("star.studies.")
+        running[name] += 1
+        if name in ("topk", "locality"):
+            assert env["OMP_NUM_THREADS"] == "3"
+            print("step 7 of 8", file=stdout, flush=True)
+            both.wait(timeout=30)
+            time.sleep(0.1)
+        else:
+            alone.append(stdout is None and running.total() == 1)
+        running[name] -= 1
+        return type("Done", (), {"returncode": int(name == "topk")})
+
+    monkeypatch.setattr("star.demo.steps.subprocess.run", pretend)
+    monkeypatch.setattr("star.studies.__main__.os.cpu_count", lambda: 6)
+    monkeypatch.setattr("star.studies.__main__.MINUTE", 0.02)
+    caplog.set_level("INFO")
+    words = [f"demo={demo}", f"out={tmp_path / 'out'}", f"page={tmp_path / 'page.md'}", "jobs=2"]
+    with pytest.raises(SystemExit):
+        run([*words, "only=topk,locality,windows,samplers"])
+    assert alone == [True, True]
+    assert "locality: step 7 of 8" in caplog.text
+    assert f"{tmp_path / 'out' / 'topk.log'} says why" in caplog.text
+
+
+def test_an_interrupted_run_begins_nothing_more(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def pretend(command: list[str], **_: Any) -> Any:
+        begun.append(command[2])
+        time.sleep(0.3)  # it saves what it has
+        return type("Done", (), {"returncode": 1})
+
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("star.demo.steps.subprocess.run", pretend)
+    monkeypatch.setattr("star.studies.__main__.wait", interrupt)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run([f"demo={demo}", f"out={tmp_path / 'out'}", f"page={tmp_path / 'page.md'}", "jobs=2"])
+    assert len(begun) == 2
 
 
 def test_a_demo_is_needed(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class Step:
         command: arguments for Python, run from the project's root; or a function.
         recipe: everything that its result depends on besides the steps before; any JSON.
         owns: folders that are removed before a changed step runs anew.
+        threads: what a command may use of the CPU; by default what PyTorch takes.
+        output: file for what a command says, anew each time; by default it is shown.
 
     """
 
@@ -39,6 +41,8 @@ class Step:
     command: Sequence[str] | Callable[[], None]
     recipe: Any = None
     owns: Sequence[Path] = ()
+    threads: int | None = None
+    output: Path | None = None
 
 
 @dataclass
@@ -86,8 +90,9 @@ class Steps:
         try:
             if callable(step.command):
                 step.command()
-            elif subprocess.run([sys.executable, *step.command], check=False, env=environment()).returncode != 0:
-                raise ChildProcessError(f"step {step.name} failed: python {' '.join(step.command)}")
+            elif run_command(step.command, step.threads, step.output) != 0:
+                said = "" if step.output is None else f"; {step.output} says why"
+                raise ChildProcessError(f"step {step.name} failed: python {' '.join(step.command)}{said}")
         except BaseException:
             self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=False)
             raise
@@ -105,9 +110,19 @@ class Steps:
         write_atomically(self.record, lambda path: _write(path, text))
 
 
-def environment() -> dict[str, str]:
+def run_command(words: Sequence[str], threads: int | None = None, output: Path | None = None) -> int:
+    """Run Python with these arguments, what it says shown or in a file; its exit code."""
+    if output is None:
+        return subprocess.run([sys.executable, *words], check=False, env=environment(threads)).returncode
+    with output.open("w") as file:
+        command = [sys.executable, *words]
+        return subprocess.run(command, check=False, env=environment(threads), stdout=file, stderr=file).returncode
+
+
+def environment(threads: int | None = None) -> dict[str, str]:
     """This process's environment; threads that wait sleep instead of spinning, which a busy machine punishes."""
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **own}
 
 
 def fingerprint(*parts: Any) -> str:

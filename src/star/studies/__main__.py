@@ -1,13 +1,17 @@
 """`python -m star.studies [only=positions,topk] [out=outputs/studies] [page=docs/studies.md] [NAME.key=value ...]`.
 
-The paper's comparisons in miniature, on what `make demo` left behind: runs the studies in turn and writes the page.
-What is finished is used again, what was interrupted goes on. From the project's root.
+The paper's comparisons in miniature, on what `make demo` left behind: runs the studies, several at a time, and writes
+the page. What is finished is used again, what was interrupted goes on. From the project's root.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +26,20 @@ Settings, and what they are unless given:
   demo=outputs/demo    where the demo is
   out=outputs/studies  where everything goes
   page=docs/studies.md
+  jobs=2               studies that run at a time, with an equal share of the cores each: so small a generator makes
+                       little use of a second core. What they say goes into OUT/NAME.log, how far they are is shown
+                       every minute. Those that take the time of things come last, each alone. 1: in turn, all shown
   smoke=false          true: as short as possible, to see whether everything runs; its numbers mean nothing, and its
                        page goes into out=
   NAME.key=value       a setting of one study (positions.steps=800), see python -m star.studies.NAME --help
-Studies:
-""" + "".join(f"  {study.name:<12} {study.title}\n" for study in STUDIES)
+Studies, and about how many minutes each takes on a core without bf16:
+""" + "".join(f"  {study.name:<16} {study.minutes:>2}  {study.title}\n" for study in STUDIES)
 OWN: dict[str, Callable[[str], Any]] = {"only": command.words, "demo": Path, "out": Path, "page": Path}
+OWN["jobs"] = command.count
 OWN["smoke"] = lambda text: {"true": True, "false": False}[text]
 DEFAULTS: dict[str, Any] = {"only": None, "demo": Path("outputs/demo"), "out": Path("outputs/studies")}
-DEFAULTS |= {"page": None, "smoke": False}
+DEFAULTS |= {"page": None, "smoke": False, "jobs": 2}
+MINUTE = 60.0
 log = logging.getLogger("studies")
 
 
@@ -45,32 +54,71 @@ def run_all(arguments: Sequence[str]) -> None:
     given, rest = command.split_arguments(arguments, OWN)
     settings = DEFAULTS | given
     more = own_words(rest)
+    start = time.monotonic()
     chosen = choose(settings["only"])
     demo: Path = settings["demo"]
     if not (demo / "star.ckpt").is_file():
         raise FileNotFoundError(f"no demo in {demo}: run make demo first, or set demo=")
     page: Path = settings["page"] or (settings["out"] / "studies.md" if settings["smoke"] else Path("docs/studies.md"))
+    log.info("%d studies, %d at a time", len(chosen), settings["jobs"])
     failed = []
-    for study in chosen:
-        try:
-            run(study, settings, more.get(study.name, []))
-        except ChildProcessError as error:
-            log.error("%s", error)
-            failed.append(study.name)
+    for name in run_several(chosen, settings, more):
+        if name is not None:
+            failed.append(name)
         # after each, so that a long run shows what it has
         write_page(STUDIES, settings["out"], page)
-    log.info("%s", page)
+    log.info("%s, after %.0f minutes", page, (time.monotonic() - start) / 60)
     if failed:
         raise ValueError(f"failed: {', '.join(failed)}; the same command tries again")
 
 
-def run(study: Study, settings: dict[str, Any], more: Sequence[str]) -> None:
-    """One study, unless it has run with the same settings before."""
+def run_several(studies: Sequence[Study], settings: dict[str, Any], more: dict[str, list[str]]) -> Iterator[str | None]:
+    """Run studies as `jobs` says, and yield whenever one is over: None, or its name where it has failed."""
+    together = sorted((study for study in studies if not study.alone), key=lambda study: -study.minutes)
+    for jobs, part in ((settings["jobs"], together), (1, [study for study in studies if study.alone])):
+        with ThreadPoolExecutor(jobs) as pool:
+            names = {pool.submit(run, study, settings, more.get(study.name, []), jobs): study.name for study in part}
+            try:
+                yield from outcomes(names, settings["out"] if jobs > 1 else None)
+            except BaseException:  # an interrupted study says so itself; those that wait don't begin
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+
+def outcomes(names: dict[Future[None], str], logs: Path | None) -> Iterator[str | None]:
+    """One for each study, as soon as it is over; once a minute, how far those are whose logs are in a folder."""
+    waiting = set(names)
+    while waiting:
+        over, waiting = wait(waiting, timeout=MINUTE, return_when=FIRST_COMPLETED)
+        for future in over:
+            if (error := future.exception()) is None:
+                yield None
+            elif isinstance(error, ChildProcessError):
+                log.error("%s", error)
+                yield names[future]
+            else:
+                raise error
+        if logs is not None and not over:
+            for name in sorted(names[future] for future in waiting if future.running()):
+                log.info("%s: %s", name, last_line(logs / f"{name}.log"))
+
+
+def last_line(path: Path) -> str:
+    """The last thing that a study has said."""
+    lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "has begun")
+
+
+def run(study: Study, settings: dict[str, Any], more: Sequence[str], jobs: int = 1) -> None:
+    """One study, unless it has run with the same settings before; one of several has its share of the cores."""
     out: Path = settings["out"]
     out.mkdir(parents=True, exist_ok=True)
     words = study.command(demo=settings["demo"], out=out, smoke=settings["smoke"], more=more)
     changed = (settings["demo"] / "star.ckpt").stat().st_mtime
-    Steps(out / f"{study.name}.steps.json").run([Step(study.name, study.title, words, [words, changed])])
+    step = Step(study.name, study.title, words, [words, changed])
+    if jobs > 1:
+        step = replace(step, threads=max(1, (os.cpu_count() or 1) // jobs), output=out / f"{study.name}.log")
+    Steps(out / f"{study.name}.steps.json").run([step])
 
 
 def choose(names: Sequence[str] | None) -> list[Study]:

@@ -24,10 +24,12 @@ class Study:
         words: arguments; `{demo}` and `{out}` stand for folders.
         smoke: arguments that make it short, to see whether it runs.
         judge: from rows to whether they agree with the paper, and a sentence with their numbers.
+        minutes: about how long it takes, on one core without bf16; the longest begins first.
         plot: the column along the axis, and those that are drawn over it.
         columns: what the table shows; None shows all.
         file: where its JSON is, in `out`.
         rows_in: the key that has the rows.
+        alone: whether it takes the time of things, so that nothing may run beside it.
 
     """
 
@@ -38,10 +40,12 @@ class Study:
     words: tuple[str, ...]
     smoke: tuple[str, ...]
     judge: Callable[[Rows], Verdict]
+    minutes: int
     plot: tuple[str, tuple[str, ...]]
     columns: tuple[str, ...] | None = None
     file: str = ""
     rows_in: str = "rows"
+    alone: bool = False
 
     def path(self, out: Path) -> Path:
         """Its JSON."""
@@ -143,7 +147,7 @@ def _shown(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-_BATCH = "length.generator.batch=16"  # half of the demo's, towards 90 minutes for all studies on two cores
+_BATCH = "length.generator.batch=16"  # half of the demo's: all studies in 90 minutes on two cores, without bf16 too
 _DEMO = ("tokenizer={demo}/tokenizer.ckpt", "data={demo}/data", "runs={out}/runs")
 _MODEL = (*_DEMO, _BATCH)
 STUDIES = (
@@ -153,9 +157,10 @@ STUDIES = (
         title="Kinds of positions (Fig. 8, ablation)",
         paper="Normalised RoPE converges faster than learned absolute positions and is about 10 % more accurate "
         "throughout the training.",
-        words=(*_MODEL, "out={out}/positions.json"),
+        words=(*_MODEL, "steps=300", "out={out}/positions.json"),
         smoke=("steps=4", "every=2", "kinds=normalized,absolute"),
         judge=judge_positions,
+        minutes=28,
         plot=("position", ("loss", "accuracy")),
     ),
     Study(
@@ -165,16 +170,17 @@ STUDIES = (
         paper="With normalised RoPE a low-resolution model adapts to a higher resolution at lower cost.",
         words=(
             "tokenizer={demo}/tokenizer.ckpt",
-            "steps=250",
-            "steps_after=150",
+            "steps=200",
+            "steps_after=125",
             "steps_before=300",
             "every=25",
             "images=4096",
-            _BATCH,
+            "length.generator.batch=8",  # of four times the tokens
             "out={out}/progressive",
         ),
         smoke=("steps=4", "steps_after=4", "steps_before=2", "every=2", "images=64"),
         judge=judge_progressive,
+        minutes=35,
         plot=("position", ("target loss", "last loss from 64")),
         file="progressive/progressive.json",
     ),
@@ -183,9 +189,10 @@ STUDIES = (
         module="sizes",
         title="Depth and resolution (Table 2)",
         paper="From depth 16 to 30 and from 256 to 1024 pixels, both fidelity and agreement with the caption improve.",
-        words=(*_MODEL, "out={out}/sizes.json"),
+        words=(*_MODEL, "steps_large=120", "out={out}/sizes.json"),
         smoke=("steps=4", "steps_large=2", "images=64", "depths=1,2"),
         judge=judge_sizes,
+        minutes=30,
         plot=("seconds a picture", ("right",)),
     ),
     Study(
@@ -197,6 +204,7 @@ STUDIES = (
         words=("ckpt={demo}/star.ckpt", "folder={out}/topk", "out={out}/topk.json"),
         smoke=("values=1,all", "images=1"),
         judge=judge_topk,
+        minutes=8,
         plot=("top-k", ("alignment", "fid")),
     ),
     Study(
@@ -207,10 +215,12 @@ STUDIES = (
         words=("ckpt={demo}/star.ckpt", "refiner={demo}/refiner.ckpt", "out={out}/samplers", "parts=table", "seeds=0"),
         smoke=("images=1",),
         judge=judge_samplers,
+        minutes=10,
         plot=("sampler", ("alignment", "fid")),
         columns=("sampler", "alignment", "fid", "cmmd", "seconds"),
         file="samplers/samplers.json",
         rows_in="table",
+        alone=True,
     ),
     Study(
         name="windows",
@@ -221,7 +231,9 @@ STUDIES = (
         words=("variants=all,random_tail,local_window", "out={out}/windows.json"),
         smoke=("stage=64", "repeats=1"),
         judge=judge_windows,
+        minutes=3,
         plot=("train_tokens", ("times faster", "times less memory")),
+        alone=True,
     ),
     Study(
         name="window_training",
@@ -232,6 +244,7 @@ STUDIES = (
         words=(*_DEMO, "full={demo}/generator", "out={out}/window_training.json"),
         smoke=("steps_window=4", "steps_after=4", "repeats=1"),
         judge=judge_window_training,
+        minutes=47,
         plot=("training", ("right", "share of the time")),
         columns=("training", "seconds", "right", "interval", "share of the time"),
     ),
@@ -244,6 +257,7 @@ STUDIES = (
         words=("ckpt={demo}/star.ckpt", "out={out}/locality.json"),
         smoke=("images=1", "every=20"),
         judge=judge_locality,
+        minutes=1,
         plot=("block", ("near", "near, uniform", "own scale", "own scale, uniform")),
     ),
 )

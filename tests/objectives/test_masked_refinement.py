@@ -43,14 +43,34 @@ def score(
 
 
 class Fixed:
-    """Logits that are what they are, and what the objective asked with."""
+    """Logits that are what they are, and what the objective asked with, in one call or one per scale."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits.requires_grad_()
+        self.calls: list[tuple[Any, ...]] = []
 
     def __call__(self, hidden: Tensor, embeddings: Tensor, known: Tensor, *others: Any) -> Tensor:
-        self.hidden, self.embeddings, self.known, self.scales = hidden, embeddings, known, others[-1]
-        return self.logits
+        if sum(call[2].shape[1] for call in self.calls) == self.logits.shape[1]:
+            self.calls.clear()  # a batch before
+        begin = sum(call[2].shape[1] for call in self.calls)
+        self.calls.append((hidden, embeddings, known, others[-1]))
+        return self.logits[:, begin : begin + known.shape[1]]
+
+    @property
+    def hidden(self) -> Tensor:
+        return torch.cat([call[0] for call in self.calls], 1)
+
+    @property
+    def embeddings(self) -> Tensor:
+        return torch.cat([call[1] for call in self.calls], 1)
+
+    @property
+    def known(self) -> Tensor:
+        return torch.cat([call[2] for call in self.calls], 1)
+
+    @property
+    def scales(self) -> list[tuple[int, ...]]:
+        return [call[3] for call in self.calls]
 
 
 def test_balanced_scales_weigh_the_same_however_few_their_unknown_tokens(
@@ -93,7 +113,7 @@ def test_only_unknown_tokens_of_late_scales_count(score: Score, codes: list[Tens
     fixed = Fixed(torch.randn(3, 22, 32))
     objective = MaskedRefinement(first_scale=2)
     report = score(objective, fixed)
-    assert fixed.scales == (2, 3)
+    assert fixed.scales == [(2, 3)]
     target = concatenate(codes[2:])
     unknown = ~fixed.known
     expected = torch.nn.functional.cross_entropy(fixed.logits[unknown], target[unknown])
@@ -125,6 +145,39 @@ def test_the_generator_shows_what_teacher_forcing_shows(
     assert torch.equal(fixed.embeddings, tokenizer.quantizer.codebook.weight[concatenate(codes[2:])])
     right = (logits[:, 5:].argmax(-1) == concatenate(codes[2:]))[~fixed.known].float().mean()
     torch.testing.assert_close(report.scalars["generator_accuracy"], right)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@torch.no_grad()
+def test_an_early_scale_sees_later_ones_only_through_a_shared_prefix(
+    score: Score, schedule: ScaleSchedule, condition: Condition, shared: bool
+) -> None:
+    """Apart, a scale is trained as it is drawn; evaluation is always so."""
+    refiner, objective = make_refiner(depth=2), MaskedRefinement(first_scale=2, shared_prefix=shared)
+    for block in refiner.blocks:  # a fresh block adds next to nothing
+        block.attention.out.weight.normal_(std=0.3)
+
+    def early(later: float, share: float | None) -> tuple[Tensor, Tensor]:
+        """What is said of scale 2 when the last scale's hidden states are `later` times as large, and when drawn."""
+        found = []
+
+        def ask(hidden: Tensor, embeddings: Tensor, known: Tensor, *others: Any) -> Tensor:
+            hidden, known = hidden.clone(), torch.zeros_like(known)
+            hidden[:, 6:] *= later
+            found.append(refiner(hidden, embeddings, known, *others)[:, :6])
+            drawn.append(refiner.step(hidden[:, :6], embeddings[:, :6], known[:, :6], condition, schedule, 2))
+            return torch.zeros(*known.shape, 32)
+
+        drawn: list[Tensor] = []
+        score(objective, ask, known_share=share)
+        return found[0], drawn[0]
+
+    one, drawn = early(1.0, None)
+    other, _ = early(2.0, None)
+    assert torch.equal(one, other) != shared
+    assert torch.allclose(one, drawn, atol=1e-6) != shared
+    one, drawn = early(1.0, 0.5)
+    torch.testing.assert_close(one, drawn)
 
 
 def test_no_gradient_reaches_the_generator_or_the_tokenizer(

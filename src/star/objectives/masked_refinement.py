@@ -30,6 +30,10 @@ class MaskedRefinement:
         label_smoothing: share of the target spread over the codebook.
         balance: `tokens`: every unknown token weighs the same; `scales`: every scale does, whose unknown tokens share
             its weight. Where the first maps are refined too, of few tokens each, they are hardly learned otherwise.
+        shared_prefix: whether all scales of a pass share the token that carries the text, as in the release. That token
+            sees the hidden states of them all, and those of a later scale were made from the true codes of the earlier
+            ones, which then needn't be guessed: what an early scale learns so is of no use at sampling, where it has
+            the token for itself. False: also in training. Of a single scale it makes no difference.
 
     Raises:
         ValueError: for a value out of range.
@@ -37,7 +41,12 @@ class MaskedRefinement:
     """
 
     def __init__(
-        self, *, first_scale: int | None = None, label_smoothing: float = 0.0, balance: str = "tokens"
+        self,
+        *,
+        first_scale: int | None = None,
+        label_smoothing: float = 0.0,
+        balance: str = "tokens",
+        shared_prefix: bool = True,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label smoothing lies in [0, 1), got {label_smoothing}")
@@ -46,6 +55,7 @@ class MaskedRefinement:
         self.first_scale = first_scale
         self.label_smoothing = label_smoothing
         self.balance = balance
+        self.shared_prefix = shared_prefix
 
     def scales(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         """The scales that are trained."""
@@ -71,7 +81,8 @@ class MaskedRefinement:
             codes: true codes of each scale, (B, L_k).
             condition: the texts.
             schedule: the scales.
-            known_share: a fixed share of known tokens in [0, 1], for evaluation; None draws it as in training.
+            known_share: a fixed share of known tokens in [0, 1], for evaluation: each scale has a prefix of its own, as
+                at sampling. None draws it as in training.
 
         Returns:
             The cross-entropy of unknown tokens, averaged as `balance` says; their accuracy, beside the generator's own
@@ -88,7 +99,11 @@ class MaskedRefinement:
             own, hidden = _generate(transformer, x_in, condition, schedule)
             embeddings = tokenizer.quantizer.lookup(target)
         known = self.known(target.shape[0], schedule, known_share).to(target.device)
-        logits = refiner(hidden[:, late], embeddings, known, condition, schedule, scales)
+        apart = known_share is not None or not self.shared_prefix
+        part, parts = schedule.only(*scales), [(k,) for k in scales] if apart else [scales]
+        split = [part.split(each) if apart else [each] for each in (hidden[:, late], embeddings, known)]
+        asked = zip(*split, parts, strict=True)
+        logits = torch.cat([refiner(h, e, given, condition, schedule, which) for h, e, given, which in asked], 1)
         report = self._compare(logits[~known], target[~known], scale_ids.expand(target.shape)[~known], schedule)
         right = (own[:, late].argmax(-1) == target)[~known].float()
         return replace(report, scalars={**report.scalars, "generator_accuracy": _mean(right)})

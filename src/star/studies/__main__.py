@@ -104,9 +104,9 @@ def outcomes(names: dict[Future[None], str], logs: Path | None) -> Iterator[str 
 
 
 def last_line(path: Path) -> str:
-    """The last thing that a study has said."""
+    """The last thing that a study has said, without a logger's date and name."""
     lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "has begun")
+    return next((line.rpartition("[INFO] - ")[2].strip() for line in reversed(lines) if line.strip()), "has begun")
 
 
 def run(study: Study, settings: dict[str, Any], more: Sequence[str], jobs: int = 1) -> None:

@@ -33,7 +33,7 @@ def pipeline(
         transformer=build_transformer(pooled_width=8, context_width=8),
         tokenizer=tokenizer,
         schedule=schedule,
-        decoder={"guidance": ClassifierFreeGuidance(2.0, off_after=-2), "sampler": TopKTopP(16, 0.9)},
+        decoder={"guidance": ClassifierFreeGuidance(2.0, off_after=-2, on_from=1), "sampler": TopKTopP(16, 0.9)},
         identity="0123456789ab",
     )
 
@@ -94,6 +94,7 @@ def test_files_say_what_they_were_drawn_from(pipeline: STARPipeline, tmp_path: P
     settings = json.loads(fields["settings"])
     assert settings["sampling"]["guidance"]["scale"] == 1.5
     assert settings["sampling"]["guidance"]["off_after"] == -2
+    assert settings["sampling"]["guidance"]["on_from"] == 1
     assert settings["sampling"]["sampler"]["top_k"] == 16
     assert settings["schedule"] == str(pipeline.schedule)
 

@@ -102,7 +102,7 @@ def choose_decoder(
         own = decoder.guidance
         if own is not None and not isinstance(own, ClassifierFreeGuidance):
             raise ValueError(f"guidance_scale can't change a {type(own).__name__}: choose another preset")
-        kept = {} if own is None else {"ramp": own.ramp, "off_after": own.off_after}
+        kept = {} if own is None else {"ramp": own.ramp, "off_after": own.off_after, "on_from": own.on_from}
         decoder.guidance = ClassifierFreeGuidance(guidance_scale, **kept)  # type: ignore[arg-type]
     if schedule is not None and schedule != decoder.schedule:
         _check_schedule(pipeline, schedule)

@@ -69,7 +69,7 @@ OBJECTS = [
     WordTransformer(width=8, depth=1, num_heads=2, max_tokens=9, vocabulary_size=20, num_hashes=3, words=["red"]),
     OpenCLIPTextEncoder("ViT-B-32", weights=None, layers=3, memoize=True, memo_limit=7, dtype="bf16"),
     HuggingFaceTextEncoder("some/where", pooling="eos", layer=2, max_tokens=9, pooled_width=24, tokenizer="else/where"),
-    ClassifierFreeGuidance(2.0, ramp="constant", off_after=-3),
+    ClassifierFreeGuidance(2.0, ramp="constant", off_after=-3, on_from=1),
     TopKTopP(7, 0.5, temperature=2.0),
     Gumbel(0.3, top_k=4),
 ]

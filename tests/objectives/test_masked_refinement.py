@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from star.models.refiner import Refiner, first_refined
+from star.models.refiner import Refiner, first_refined, refined_scales
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.position import Rotary2D
@@ -180,6 +180,45 @@ def test_an_early_scale_sees_later_ones_only_through_a_shared_prefix(
     torch.testing.assert_close(one, drawn)
 
 
+@torch.no_grad()
+def test_coarse_scales_are_trained_on_more_pictures(
+    score: Score, schedule: ScaleSchedule, codes: list[Tensor], condition: Condition
+) -> None:
+    """And what is said of them is what all scales of all pictures would have said."""
+    assert schedule.lengths[1:3] == (4, 6)
+    some = MaskedRefinement(first_scale=1, last_scale=2, shared_prefix=False, tokens_per_scale=12)
+    every = MaskedRefinement(first_scale=1, shared_prefix=False)
+    assert some.pictures(3, schedule) == [3, 2]
+    assert some.pictures(1, schedule) == [1, 1]
+    refiner, seen = make_refiner(), []
+
+    def ask(hidden: Tensor, embeddings: Tensor, known: Tensor, text: Condition, *others: Any) -> Tensor:
+        seen.append((hidden, embeddings, text.pooled, others[-1]))
+        return refiner(hidden, embeddings, known, text, *others)
+
+    score(some, ask)
+    score(every, ask)
+    assert [call[-1] for call in seen] == [(1,), (2,), (1,), (2,), (3,)]
+    for few, all_of_them in ((seen[0], seen[2]), (seen[1], seen[3])):
+        for ours, theirs in zip(few[:3], all_of_them[:3], strict=True):
+            torch.testing.assert_close(ours, theirs[: len(ours)])
+    assert [len(call[0]) for call in seen] == [3, 2, 3, 3, 3]
+    report = score(some, make_refiner(), known_share=0.0)  # evaluation takes all pictures
+    assert report.per_scale["loss"].isnan().tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens_per_scale": 8}, "which shared_prefix=true excludes"),
+        ({"tokens_per_scale": 0, "shared_prefix": False}, "at least 1, got 0"),
+    ],
+)
+def test_token_budgets_have_their_conditions(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskedRefinement(**changes)
+
+
 def test_no_gradient_reaches_the_generator_or_the_tokenizer(
     build_transformer: Build,
     tokenizer: MultiScaleTokenizer,
@@ -276,6 +315,9 @@ def test_the_first_refined_scale_is_the_papers_in_proportion() -> None:
     assert first_refined(schedule, -2) == first_refined(schedule, 12) == 12
     with pytest.raises(ValueError, match="first_scale 14 isn't one of the 14"):
         first_refined(schedule, 14)
+    assert list(refined_scales(schedule, 1, -13)) == [1]
+    with pytest.raises(ValueError, match="the last refined scale, 3, lies before the first, 9"):
+        refined_scales(schedule, None, 3)
 
 
 def test_label_smoothing_is_a_share() -> None:

@@ -171,6 +171,16 @@ def test_larger_scales_may_take_more_steps(build: Build, condition: Condition, e
     assert steps == [1, 2, 3, 6]  # a scale of one token has one step
 
 
+def test_later_scales_may_be_drawn_at_once(build: Build, condition: Condition, empty: Condition) -> None:
+    spy = Spy()
+    state = build(sampler=sampler(first_scale=1, last_scale=-3), refiner=spy)(condition, empty, [1, 2, 3])
+    assert {scale for scale, _, _ in spy.shown} == {1}
+    plain = build(sampler=sampler(first_scale=1, last_scale=-3, coarse=Greedy()), refiner=spy)
+    greedy = plain(condition, empty, [1, 2, 3])
+    assert [trace is not None for trace in state.traces] == [False, True, False, False]
+    assert not torch.equal(concatenate(state.codes[2:]), concatenate(greedy.codes[2:]))
+
+
 def test_the_most_confident_positions_come_first(build: Build, condition: Condition, empty: Condition) -> None:
     state = build(sampler=sampler(random_steps=0), refiner=Spy())(condition, empty, [1, 2, 3])
     trace = state.traces[3]

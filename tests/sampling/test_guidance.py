@@ -22,6 +22,12 @@ def test_late_scales_can_go_without(off_after: int) -> None:
     assert [guidance.strength(k, SCHEDULE) for k in range(5)] == [0.0, 1.0, 2.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("on_from", [2, -3])
+def test_early_scales_can_go_without(on_from: int) -> None:
+    guidance = ClassifierFreeGuidance(4.0, on_from=on_from, off_after=-2)
+    assert [guidance.strength(k, SCHEDULE) for k in range(5)] == [0.0, 0.0, 2.0, 3.0, 0.0]
+
+
 def test_strength_0_is_the_conditional_model() -> None:
     conditional, unconditional = torch.randn(2, 1, 3, 4)
     logits = torch.cat([conditional[None], unconditional[None]])
@@ -44,3 +50,5 @@ def test_nonsense_is_refused_with_the_value() -> None:
     for wrong in (5, -6):
         with pytest.raises(ValueError, match=f"off_after {wrong} isn't one of the 5 scales"):
             ClassifierFreeGuidance(2.0, off_after=wrong).strength(1, SCHEDULE)
+        with pytest.raises(ValueError, match=f"on_from {wrong} isn't one of the 5 scales"):
+            ClassifierFreeGuidance(2.0, on_from=wrong).strength(1, SCHEDULE)

@@ -83,12 +83,12 @@ def agree(one: DecodeState, other: DecodeState) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("off_after", [None, 1, 0])
+@pytest.mark.parametrize("limits", [{}, {"off_after": 1}, {"off_after": 0}, {"on_from": 2}], ids=str)
 @pytest.mark.parametrize("order", [None, 1])
 def test_the_codes_are_those_of_the_plain_path(
-    draws: Draws, switches: dict[str, Any], off_after: int | None, order: int | None
+    draws: Draws, switches: dict[str, Any], limits: dict[str, int], order: int | None
 ) -> None:
-    guidance = ClassifierFreeGuidance(2.0, off_after=off_after)
+    guidance = ClassifierFreeGuidance(2.0, **limits)
     changes = {"mask": ScaleMask(order)}
     plain = draws(Speed(skip_guidance=False), guidance=guidance, changes=changes)
     agree(draws(Speed(**switches), guidance=guidance, changes=changes), plain)

@@ -273,6 +273,20 @@ def first_refined(schedule: ScaleSchedule, first_scale: int | None = None) -> in
     return schedule.place(first_scale, "first_scale")
 
 
+def refined_scales(schedule: ScaleSchedule, first_scale: int | None = None, last_scale: int | None = None) -> range:
+    """The refined scales: from `first_refined` to the last one, or to the one given (negative counts from the end).
+
+    Raises:
+        ValueError: when the schedule has no such scales.
+
+    """
+    first = first_refined(schedule, first_scale)
+    last = len(schedule) - 1 if last_scale is None else schedule.place(last_scale, "last_scale")
+    if last < first:
+        raise ValueError(f"the last refined scale, {last}, lies before the first, {first}: set first_scale, too")
+    return range(first, last + 1)
+
+
 def check_fit(refiner: Refiner, transformer: STARTransformer) -> None:
     """Raise a ValueError unless a refiner's width and codebook are the generator's."""
     sizes = [(part.width, part.head.logits.out_features) for part in (refiner, transformer)]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.models.refiner import Refiner, first_refined
+from star.models.refiner import Refiner, refined_scales
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.objectives.teacher_forcing import scale_means
-from star.schedule import ScaleSchedule, concatenate
+from star.schedule import ScaleSchedule
 from star.types import Condition, LossReport
 
 
@@ -26,7 +26,8 @@ class MaskedRefinement:
     row 20), which teaches nothing and isn't done here.
 
     Args:
-        first_scale: the first trained scale, see `star.models.refiner.first_refined`.
+        first_scale, last_scale: the trained scales, see `star.models.refiner.refined_scales`; the generator works no
+            further than to the last of them.
         label_smoothing: share of the target spread over the codebook.
         balance: `tokens`: every unknown token weighs the same; `scales`: every scale does, whose unknown tokens share
             its weight. Where the first maps are refined too, of few tokens each, they are hardly learned otherwise.
@@ -34,9 +35,12 @@ class MaskedRefinement:
             sees the hidden states of them all, and those of a later scale were made from the true codes of the earlier
             ones, which then needn't be guessed: what an early scale learns so is of no use at sampling, where it has
             the token for itself. False: also in training. Of a single scale it makes no difference.
+        tokens_per_scale: of each scale so many tokens of a batch, or a few less, are trained: the first pictures of a
+            batch on all scales, the others on the coarse ones, which need many pictures to have as many tokens, and
+            cost little. None: every picture on every scale. Needs `shared_prefix=False`.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: for a value out of range, or settings that exclude each other.
 
     """
 
@@ -44,22 +48,36 @@ class MaskedRefinement:
         self,
         *,
         first_scale: int | None = None,
+        last_scale: int | None = None,
         label_smoothing: float = 0.0,
         balance: str = "tokens",
         shared_prefix: bool = True,
+        tokens_per_scale: int | None = None,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label smoothing lies in [0, 1), got {label_smoothing}")
         if balance not in ("tokens", "scales"):
             raise ValueError(f"balance is 'tokens' or 'scales', got {balance!r}")
-        self.first_scale = first_scale
+        if tokens_per_scale is not None and shared_prefix:
+            raise ValueError("tokens_per_scale gives scales different pictures, which shared_prefix=true excludes")
+        if tokens_per_scale is not None and tokens_per_scale < 1:
+            raise ValueError(f"tokens_per_scale is at least 1, got {tokens_per_scale}")
+        self.first_scale, self.last_scale = first_scale, last_scale
+        self.tokens_per_scale = tokens_per_scale
         self.label_smoothing = label_smoothing
         self.balance = balance
         self.shared_prefix = shared_prefix
 
     def scales(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         """The scales that are trained."""
-        return tuple(range(first_refined(schedule, self.first_scale), len(schedule)))
+        return tuple(refined_scales(schedule, self.first_scale, self.last_scale))
+
+    def pictures(self, batch: int, schedule: ScaleSchedule) -> list[int]:
+        """How many of a batch's pictures are trained on each of the scales."""
+        budget = self.tokens_per_scale
+        if budget is None:
+            return [batch] * len(self.scales(schedule))
+        return [min(batch, max(1, budget // schedule.lengths[k])) for k in self.scales(schedule)]
 
     def __call__(
         self,
@@ -90,23 +108,45 @@ class MaskedRefinement:
             trained).
 
         """
-        scales = self.scales(schedule)
-        late = torch.cat([torch.arange(schedule.total)[schedule.slice(k)] for k in scales])
-        target = concatenate([codes[k] for k in scales])
-        late, scale_ids = late.to(target.device), schedule.scale_ids()[late].to(target.device)
+        scales, batch = self.scales(schedule), len(condition)
+        counts = self.pictures(batch, schedule) if known_share is None else [batch] * len(scales)
+        target = [codes[k][:count] for k, count in zip(scales, counts, strict=True)]
         with torch.no_grad():
             x_in = tokenizer.quantizer.teacher_forcing(codes, schedule)
-            own, hidden = _generate(transformer, x_in, condition, schedule)
-            embeddings = tokenizer.quantizer.lookup(target)
-        known = self.known(target.shape[0], schedule, known_share).to(target.device)
-        apart = known_share is not None or not self.shared_prefix
-        part, parts = schedule.only(*scales), [(k,) for k in scales] if apart else [scales]
-        split = [part.split(each) if apart else [each] for each in (hidden[:, late], embeddings, known)]
-        asked = zip(*split, parts, strict=True)
-        logits = torch.cat([refiner(h, e, given, condition, schedule, which) for h, e, given, which in asked], 1)
-        report = self._compare(logits[~known], target[~known], scale_ids.expand(target.shape)[~known], schedule)
-        right = (own[:, late].argmax(-1) == target)[~known].float()
-        return replace(report, scalars={**report.scalars, "generator_accuracy": _mean(right)})
+            own, hidden = _observe(transformer, x_in, condition, schedule, dict(zip(scales, counts, strict=True)))
+            embeddings = [tokenizer.quantizer.lookup(part) for part in target]
+        known = self.known(batch, schedule, known_share).to(x_in.device)
+        given = [part[:count] for part, count in zip(schedule.only(*scales).split(known), counts, strict=True)]
+        shared = known_share is None and self.shared_prefix
+        logits = self._refine(refiner, hidden, embeddings, given, condition, schedule, shared=shared)
+        unknown = [~part for part in given]
+        found, wanted, ids = (
+            torch.cat([part[where] for part, where in zip(parts, unknown, strict=True)])
+            for parts in (logits, target, [torch.full_like(part, k) for part, k in zip(target, scales, strict=True)])
+        )
+        report = self._compare(found, wanted, ids, schedule)
+        guessed = torch.cat([part.argmax(-1)[where] for part, where in zip(own, unknown, strict=True)])
+        return replace(report, scalars={**report.scalars, "generator_accuracy": _mean((guessed == wanted).float())})
+
+    def _refine(
+        self,
+        refiner: Refiner | Callable[..., Tensor],
+        hidden: Sequence[Tensor],
+        embeddings: Sequence[Tensor],
+        known: Sequence[Tensor],
+        condition: Condition,
+        schedule: ScaleSchedule,
+        *,
+        shared: bool,
+    ) -> Sequence[Tensor]:
+        """Logits of each scale, all scales behind one prefix or each behind its own."""
+        scales = self.scales(schedule)
+        if shared:
+            whole = [torch.cat(list(parts), 1) for parts in (hidden, embeddings, known)]
+            return schedule.only(*scales).split(refiner(*whole, condition, schedule, scales))
+        texts = [condition.select(torch.arange(len(part), device=part.device)) for part in known]
+        asked = zip(hidden, embeddings, known, texts, scales, strict=True)
+        return [refiner(*parts, schedule, (k,)) for *parts, k in asked]
 
     def _compare(self, logits: Tensor, target: Tensor, scales: Tensor, schedule: ScaleSchedule) -> LossReport:
         """Logits (N, V) of unknown tokens with their codes (N,); each belongs to one of `scales` (N,) long."""
@@ -131,6 +171,33 @@ class MaskedRefinement:
             shares = torch.full((batch, len(lengths)), share)
         each = shares.repeat_interleave(torch.tensor(lengths), 1)
         return torch.rand(each.shape) < each
+
+
+def _observe(
+    transformer: STARTransformer,
+    x_in: Tensor,
+    condition: Condition,
+    schedule: ScaleSchedule,
+    counts: Mapping[int, int],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The generator's logits and hidden states of each scale, of its first so many pictures.
+
+    Later scales have fewer pictures: the first ones go through all maps, the others as far as any scale needs them.
+    """
+    logits: dict[int, list[Tensor]] = {k: [] for k in counts}
+    hidden: dict[int, list[Tensor]] = {k: [] for k in counts}
+    begin = 0
+    for last in sorted(counts, reverse=True):
+        if counts[last] <= begin:
+            continue
+        part, rows = schedule.only(*range(last + 1)), torch.arange(begin, counts[last], device=x_in.device)
+        length = part.total - part.lengths[0]
+        said, states = _generate(transformer, x_in[rows][:, :length], condition.select(rows), part)
+        for k in (scale for scale in counts if scale <= last):
+            logits[k].append(said[:, part.slice(k)])
+            hidden[k].append(states[:, part.slice(k)])
+        begin = counts[last]
+    return [torch.cat(parts) for parts in logits.values()], [torch.cat(parts) for parts in hidden.values()]
 
 
 def _generate(

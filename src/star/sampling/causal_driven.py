@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from star.models.refiner import first_refined
+from star.models.refiner import refined_scales
 from star.sampling.decoder import NO_REFINER, DecodeState
 from star.sampling.filters import draw
 from star.sampling.noise import branch, exponential
@@ -33,13 +33,14 @@ class CausalDriven:
         shape: how the steps grow, see `RevealSchedule`.
         first_scale: the first refined scale; negative counts from the end; None is the paper's 9 of 14 scaled to the
             schedule's length.
+        last_scale: the last refined scale, counted likewise; None: the schedule's last, as published.
         random_steps: this many steps reveal random positions, the later ones the most confident; None: all random.
         generator_steps: this many steps take the generator's own logits instead of the refiner's ...
         generator_until: ... on scales before this one (negative counts from the end; their number: on all).
         constant_guidance: the refiner's logits are guided as at the scale that is guided most, whatever their own
             strength, unless it is none; off: as their own scale is.
         top_k, top_p, temperature: of the refined scales, see `TopKTopP`.
-        coarse: draws the scales before; None takes the same filters.
+        coarse: draws the scales that aren't refined; None takes the same filters.
         double_reveal: steps on the generator's logits reveal twice, as the released code does: first the most confident
             of *all* positions, known ones included, then as many random unknown ones.
         return_trace: record a `RevealTrace` of every refined scale in `Draw.trace`.
@@ -57,6 +58,7 @@ class CausalDriven:
         steps: int | Sequence[int] = 8,
         shape: str = "arccos",
         first_scale: int | None = None,
+        last_scale: int | None = None,
         random_steps: int | None = None,
         generator_steps: int = 0,
         generator_until: int = -1,
@@ -77,7 +79,7 @@ class CausalDriven:
             )
         self.reveals = tuple(RevealSchedule(count, shape) for count in counts)
         self.steps, self.shape = steps, shape
-        self.first_scale = first_scale
+        self.first_scale, self.last_scale = first_scale, last_scale
         self.random_steps = random_steps
         self.generator_steps = generator_steps
         self.generator_until = generator_until
@@ -104,7 +106,7 @@ class CausalDriven:
             ValueError: at a refined scale when the decoder has no refiner; for a scale that the schedule doesn't have.
 
         """
-        if k < first_refined(state.schedule, self.first_scale):
+        if k not in refined_scales(state.schedule, self.first_scale, self.last_scale):
             return (self.coarse or self.filters)(hidden, head, guide, k, state)
         scale = _Scale(hidden, head, guide, k, state)
         counts = self.reveal(k, state.schedule).counts(scale.length)

@@ -20,13 +20,18 @@ class ClassifierFreeGuidance:
             `constant`: t = cfg everywhere.
         off_after: no guidance on scales behind this one, e.g. K - 3 to leave the last two alone (a different image,
             and half of the work there); negative counts from the end, -3 being K - 3; None never switches it off.
+        on_from: no guidance on scales before this one, counted likewise; None: from the first one on, as published. The
+            tokens of a map are drawn apart: where each of a few coarse ones is unlikely to hold the object, guidance
+            makes all of them still less likely to, and the picture stays empty.
 
     Raises:
         ValueError: for another ramp, or a scale that is negative or no number.
 
     """
 
-    def __init__(self, scale: float = 4.0, *, ramp: str = "linear", off_after: int | None = None) -> None:
+    def __init__(
+        self, scale: float = 4.0, *, ramp: str = "linear", off_after: int | None = None, on_from: int | None = None
+    ) -> None:
         if ramp not in ("linear", "constant"):
             raise ValueError(f"guidance ramp is 'linear' or 'constant', got {ramp!r}")
         if not isinstance(scale, int | float) or not 0 <= scale < math.inf:
@@ -34,17 +39,19 @@ class ClassifierFreeGuidance:
         self.scale = scale
         self.ramp = ramp
         self.off_after = off_after
+        self.on_from = on_from
 
     def strength(self, k: int, schedule: ScaleSchedule) -> float:
         """`t` of scale `k`.
 
         Raises:
-            ValueError: when `off_after` is no scale of the schedule.
+            ValueError: when `off_after` or `on_from` is no scale of the schedule.
 
         """
         num_scales = len(schedule)
         last = num_scales - 1 if self.off_after is None else schedule.place(self.off_after, "guidance's off_after")
-        if k > last:
+        first = 0 if self.on_from is None else schedule.place(self.on_from, "guidance's on_from")
+        if not first <= k <= last:
             return 0.0
         if self.ramp == "constant":
             return self.scale

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import count
 from pathlib import Path
 
@@ -74,3 +79,38 @@ def test_the_seconds_of_an_interrupted_step_count(tmp_path: Path, monkeypatch: p
     Steps(record).run(runner(tmp_path, calls))
     seconds = {name: step["seconds"] for name, step in json.loads(record.read_text()).items()}
     assert seconds == {"a": 10, "b": 20, "c": 10}
+
+
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    time.sleep(1)
+    Path(sys.argv[1], "saved").touch()
+    raise SystemExit(130)
+
+signal.signal(signal.SIGINT, save)
+Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+RUNS = """
+import signal, sys
+from star.demo.steps import run_command
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run_command(["-c", *sys.argv[1:]])
+"""
+
+
+def test_a_command_that_hears_ctrl_c_has_the_time_to_save(tmp_path: Path) -> None:
+    """A terminal sends it to all of its processes."""
+    runs = subprocess.Popen(
+        [sys.executable, "-c", RUNS, SAVES, str(tmp_path)], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "ready").exists():
+        assert runs.poll() is None
+        time.sleep(0.05)
+    os.killpg(runs.pid, signal.SIGINT)
+    assert runs.wait(timeout=60) != 0
+    assert (tmp_path / "saved").exists()

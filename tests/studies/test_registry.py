@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -121,12 +122,12 @@ def test_settings_reach_their_own_study() -> None:
 def test_a_finished_study_is_not_run_again(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
 
-    def pretend(command: list[str], **_: Any) -> Any:
+    def pretend(command: list[str], **_: Any) -> int:
         ran.append(command)
         (tmp_path / "out" / "locality.json").write_text(json.dumps({"rows": ROWS["locality"]}))
-        return type("Done", (), {"returncode": 0})
+        return 0
 
-    monkeypatch.setattr("star.demo.steps.subprocess.run", pretend)
+    monkeypatch.setattr("star.demo.steps.run_to_its_end", pretend)
     words = [f"demo={demo}", f"out={tmp_path / 'out'}", f"page={tmp_path / 'page.md'}", "only=locality"]
     run(words)
     run(words)
@@ -136,13 +137,26 @@ def test_a_finished_study_is_not_run_again(demo: Path, tmp_path: Path, monkeypat
     assert "images=2" in ran[1]
 
 
+def test_a_study_of_another_refiner_is_run_again(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's refiner is trained behind `star.ckpt`, which stays as it is when only the refiner changes."""
+    ran: list[str] = []
+    monkeypatch.setattr("star.demo.steps.run_to_its_end", lambda command, **_: ran.append(command[2]) or 0)
+    refiner = demo / "refiner.ckpt"
+    refiner.write_bytes(b"")
+    words = [f"demo={demo}", f"out={tmp_path / 'out'}", f"page={tmp_path / 'page.md'}", "only=locality,samplers"]
+    for changed in (1, 1, 2):
+        os.utime(refiner, (changed, changed))
+        run(words)
+    assert sorted(ran) == ["star.studies.locality", "star.studies.samplers", "star.studies.samplers"]
+
+
 def test_studies_run_side_by_side_and_those_that_take_times_alone(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two of the first kind wait for each other, which only ends when both run; one failure doesn't stop the rest."""
     both, running, alone = threading.Barrier(2), Counter[str](), []
 
-    def pretend(command: list[str], *, env: dict[str, str], stdout: Any = None, **_: Any) -> Any:
+    def pretend(command: list[str], *, env: dict[str, str], stdout: Any = None, **_: Any) -> int:
         name = command[2].removeprefix("star.studies.")
         running[name] += 1
         if name in ("topk", "locality"):
@@ -153,9 +167,9 @@ def test_studies_run_side_by_side_and_those_that_take_times_alone(
         else:
             alone.append(stdout is None and running.total() == 1)
         running[name] -= 1
-        return type("Done", (), {"returncode": int(name == "topk")})
+        return int(name == "topk")
 
-    monkeypatch.setattr("star.demo.steps.subprocess.run", pretend)
+    monkeypatch.setattr("star.demo.steps.run_to_its_end", pretend)
     monkeypatch.setattr("star.studies.__main__.os.cpu_count", lambda: 6)
     monkeypatch.setattr("star.studies.__main__.MINUTE", 0.02)
     caplog.set_level("INFO")
@@ -170,15 +184,15 @@ def test_studies_run_side_by_side_and_those_that_take_times_alone(
 def test_an_interrupted_run_begins_nothing_more(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
-    def pretend(command: list[str], **_: Any) -> Any:
+    def pretend(command: list[str], **_: Any) -> int:
         begun.append(command[2])
         time.sleep(0.3)  # it saves what it has
-        return type("Done", (), {"returncode": 1})
+        return 1
 
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("star.demo.steps.subprocess.run", pretend)
+    monkeypatch.setattr("star.demo.steps.run_to_its_end", pretend)
     monkeypatch.setattr("star.studies.__main__.wait", interrupt)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run([f"demo={demo}", f"out={tmp_path / 'out'}", f"page={tmp_path / 'page.md'}", "jobs=2"])

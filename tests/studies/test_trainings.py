@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,29 @@ def test_trainings_run_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no train\.py"):
         train("x", [], out=tmp_path, steps=1, every=1)
+
+
+def test_a_training_of_another_tokenizer_is_done_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make demo FRESH=1` writes another tokenizer to the same place; what was learned from the old one is stale."""
+    tokenizer, ran = tmp_path / "tokenizer.ckpt", []
+    tokenizer.touch()
+    os.utime(tokenizer, (1, 1))
+
+    def pretend(command: list[str], **_: object) -> int:
+        ran.append(sorted(path.name for path in (tmp_path / "run").glob("*")))
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "weights").touch()
+        return 0
+
+    monkeypatch.setattr("star.demo.steps.run_to_its_end", pretend)
+    words = [f"paths.tokenizer={tokenizer}", "stage=64"]
+    for _ in range(2):
+        train("run", words, out=tmp_path, steps=1, every=1)
+    assert ran == [[]]
+    later = (tmp_path / "run.json").stat().st_mtime + 10
+    os.utime(tokenizer, (later, later))
+    train("run", words, out=tmp_path, steps=1, every=1)
+    assert ran == [[], []]
 
 
 def test_speed_is_to_the_loss_at_which_the_slowest_ends(tmp_path: Path) -> None:

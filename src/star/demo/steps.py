@@ -112,11 +112,25 @@ class Steps:
 
 def run_command(words: Sequence[str], threads: int | None = None, output: Path | None = None) -> int:
     """Run Python with these arguments, what it says shown or in a file; its exit code."""
+    command = [sys.executable, *words]
     if output is None:
-        return subprocess.run([sys.executable, *words], check=False, env=environment(threads)).returncode
+        return run_to_its_end(command, env=environment(threads))
     with output.open("w") as file:
-        command = [sys.executable, *words]
-        return subprocess.run(command, check=False, env=environment(threads), stdout=file, stderr=file).returncode
+        return run_to_its_end(command, env=environment(threads), stdout=file, stderr=file)
+
+
+def run_to_its_end(command: Sequence[str], **settings: Any) -> int:
+    """A command's exit code. One that hears ctrl-C, too, has the time to save, which `subprocess.run` doesn't give."""
+    process = subprocess.Popen(command, **settings)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        log.info("waiting until it has saved; ctrl-C once more doesn't wait")
+        try:
+            process.wait()
+        finally:
+            process.kill()  # nothing if it is over
+        raise
 
 
 def environment(threads: int | None = None) -> dict[str, str]:

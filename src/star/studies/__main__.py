@@ -28,7 +28,8 @@ Settings, and what they are unless given:
   page=docs/studies.md
   jobs=2               studies that run at a time, with an equal share of the cores each: so small a generator makes
                        little use of a second core. What they say goes into OUT/NAME.log, how far they are is shown
-                       every minute. Those that take the time of things come last, each alone. 1: in turn, all shown
+                       every minute. Those that are about the time of things come last, each alone; what others say of
+                       seconds was taken on that share, with a neighbour. 1: in turn, all shown
   smoke=false          true: as short as possible, to see whether everything runs; its numbers mean nothing, and its
                        page goes into out=
   NAME.key=value       a setting of one study (positions.steps=800), see python -m star.studies.NAME --help
@@ -114,11 +115,17 @@ def run(study: Study, settings: dict[str, Any], more: Sequence[str], jobs: int =
     out: Path = settings["out"]
     out.mkdir(parents=True, exist_ok=True)
     words = study.command(demo=settings["demo"], out=out, smoke=settings["smoke"], more=more)
-    changed = (settings["demo"] / "star.ckpt").stat().st_mtime
-    step = Step(study.name, study.title, words, [words, changed])
+    step = Step(study.name, study.title, words, [words, *made_of(settings["demo"], words)])
     if jobs > 1:
         step = replace(step, threads=max(1, (os.cpu_count() or 1) // jobs), output=out / f"{study.name}.log")
     Steps(out / f"{study.name}.steps.json").run([step])
+
+
+def made_of(demo: Path, words: Sequence[str]) -> list[float]:
+    """When the demo's files that a study depends on were written: another refiner leaves `star.ckpt` as it is."""
+    refiner = demo / "refiner.ckpt"
+    named = refiner.is_file() and any(word.endswith(f"={refiner}") for word in words)
+    return [path.stat().st_mtime for path in (demo / "star.ckpt", *([refiner] if named else []))]
 
 
 def choose(names: Sequence[str] | None) -> list[Study]:

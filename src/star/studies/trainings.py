@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from star.checkpoints import io
 from star.demo.figures import read_series
 from star.demo.recipes import configuration
 from star.demo.steps import Step, Steps
+
+log = logging.getLogger("studies")
 
 
 def train(name: str, overrides: Sequence[str], *, out: Path, steps: int, every: int) -> Path:
@@ -42,8 +48,21 @@ def train(name: str, overrides: Sequence[str], *, out: Path, steps: int, every: 
     ]
     out.mkdir(parents=True, exist_ok=True)
     step = Step(name, f"{steps} steps", ["train.py", *words], configuration(words), owns=[run])
-    Steps(out / f"{name}.json").run([step])
+    record = out / f"{name}.json"
+    if outdated(record, words):
+        log.info("%s began with another tokenizer or other weights: anew", run)
+        shutil.rmtree(run, ignore_errors=True)
+        record.unlink()
+    Steps(record).run([step])
     return run
+
+
+def outdated(record: Path, words: Sequence[str]) -> bool:
+    """Whether what a training begins with was written after the training was: the same paths then say another thing."""
+    given = (word.partition("=")[::2] for word in words)
+    begun = [value for key, value in given if key in ("paths.tokenizer", "init_from")]
+    written = record.stat().st_mtime if record.is_file() else math.inf
+    return any(io.find(value).stat().st_mtime > written for value in begun)
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:

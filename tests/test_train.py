@@ -294,11 +294,21 @@ def test_a_stage_begins_with_the_one_before(data: Path, tokenizer_run: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_sweep_trains_every_combination(data: Path, tokenizer_run: Path, tmp_path: Path) -> None:
+def test_a_sweep_trains_every_combination_and_goes_on_where_it_was(
+    data: Path, tokenizer_run: Path, tmp_path: Path
+) -> None:
     train_generator(data, tokenizer_run, tmp_path / "sweep", 1, "-m", "position=normalized,absolute")
     for job, position in (("0", "Rotary2D"), ("1", "AbsolutePosition")):
         config = io.config(io.read(tmp_path / "sweep" / job), job)
         assert config["position"]["_target_"].endswith(position)
+    (tmp_path / "sweep" / "1" / "checkpoints" / "last.ckpt").unlink()  # cut off before its first one
+    sweep = ("-m", "position=normalized,absolute", "resume_from=auto")
+    train_generator(data, tokenizer_run, tmp_path / "sweep", 2, *sweep)
+    ended = [tmp_path / "sweep" / job / "checkpoints" / "last.ckpt" for job in ("0", "1")]
+    assert [io.read(file)["global_step"] for file in ended] == [2, 2]
+    before = [file.stat().st_mtime_ns for file in ended]
+    train_generator(data, tokenizer_run, tmp_path / "sweep", 2, *sweep)
+    assert [file.stat().st_mtime_ns for file in ended] == before
 
 
 @pytest.mark.slow

@@ -35,14 +35,13 @@ TINY = [
 ]
 
 
-@pytest.mark.slow
-def test_torchrun_s_processes_train_together(tmp_path: Path) -> None:
+def train(tmp_path: Path, before: list[str], *words: str) -> None:
+    """Run Python with train.py and what comes before its words, as a user would, on a few shapes, into `run`."""
     settings = ShapesSettings(num_images=24, samples_per_shard=12)
     write_shards(tmp_path / "shapes" / "train", settings, workers=1, progress=False)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    data = [f"paths.data={tmp_path}", "data.validation_sources=null"]
+    data = [f"paths.data={tmp_path}", "data.validation_sources=null", f"paths.run_dir={tmp_path / 'run'}"]
     done = subprocess.run(
-        [sys.executable, *torchrun, "train.py", *TINY, *data, f"paths.run_dir={tmp_path / 'run'}"],
+        [sys.executable, *before, *TINY, *data, *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -51,9 +50,36 @@ def test_torchrun_s_processes_train_together(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_s_processes_train_together(tmp_path: Path) -> None:
+    train(tmp_path, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"])
     held = io.read(tmp_path / "run")
     assert held["global_step"] == 2
     assert len(held["ShardDataModule"]["train"]["ranks"]) == 2
+
+
+ALONE = ("trainer=cpu", "trainer.devices=1", "seed=0,1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "words", "jobs"),
+    [
+        ("joblib", ("hydra.launcher.n_jobs=2", *ALONE), 2),
+        ("submitit_local", ALONE, 2),
+        ("submitit_local", ("hydra.launcher.tasks_per_node=2",), 1),
+    ],
+    ids=["joblib", "submitit_local", "submitit_local, two tasks a job"],
+)
+def test_launchers_train_every_job_of_a_sweep(launcher: str, words: tuple[str, ...], jobs: int, tmp_path: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason="needs .[cluster]")
+    train(tmp_path, ["train.py", "-m"], f"hydra/launcher={launcher}", *words)
+    for job in range(jobs):
+        held = io.read(tmp_path / "run" / str(job))
+        assert held["global_step"] == 2
+        assert len(held["ShardDataModule"]["train"]["ranks"]) == 3 - jobs
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "submitit_local", "submitit_slurm"])

@@ -23,7 +23,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT / "docs"))
+    return str(page.relative_to(ROOT))
 
 
 def test_every_seam_has_a_runnable_example() -> None:
@@ -31,8 +31,14 @@ def test_every_seam_has_a_runnable_example() -> None:
         assert blocks(page) or page.stem == "index", page
 
 
+def test_the_readme_draws_a_picture_in_five_lines() -> None:
+    (example,) = blocks(ROOT / "README.md")
+    assert len(example.split("\n")) - example.count("\n\n") - 1 <= 5
+    assert "images[0].save(" in example
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in [ROOT / "README.md", *PAGES] if blocks(page)], ids=name_of)
 def test_marked_blocks_run(page: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, in the project's root after `make demo`."""
     monkeypatch.chdir(project)
@@ -47,7 +53,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", WITH_LINKS, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", WITH_LINKS, ids=name_of)
 def test_internal_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
         target, _, anchor = link.partition("#")

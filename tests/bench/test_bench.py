@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from star.bench import measure, report
 from star.bench.__main__ import HELP, main, prepare
 from star.bench.measure import ratio
+from star.bench.peak import Peak
 from star.bench.settings import Settings, parse
 from star.bench.work import BLOCKS, Decode, Sample, Train, Work
 from star.models.flops import transformer_flops
@@ -66,6 +69,23 @@ def test_sampling_is_timed_part_by_part(capsys: pytest.CaptureFixture[str], dtyp
     assert all(scale["share"] == pytest.approx(scale["gflops"] / scale["matmul_gflops"]) for scale in scales)
     assert found["gflop"] > 0
     assert found["machine"]["threads"] == 1
+
+
+def test_a_slow_type_is_not_measured_on_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1 GFLOP/s the smaller product takes 0.27 s, the larger one 17 s, and often far more."""
+    blockless: Any = SimpleNamespace(blocks=[])
+    peak = Peak(blockless, "fp32", torch.device("cpu"))
+    asked = []
+
+    def take(rate: float, work: Any) -> float:
+        asked.append(len(work()))
+        return 2 * asked[-1] ** 3 / rate
+
+    for rate, sides in ((1e11, [512, 2048]), (1e9, [512])):
+        asked.clear()
+        monkeypatch.setattr(Peak, "_seconds", lambda self, work, rate=rate: take(rate, work))
+        assert peak.large() == pytest.approx(rate / 1e9)
+        assert asked == sides
 
 
 def test_training_is_timed_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,7 +181,7 @@ STUDIES = (
         smoke=("steps=4", "steps_after=4", "steps_before=2", "every=2", "images=64"),
         judge=judge_progressive,
         minutes=39,
-        plot=("position", ("target loss", "last loss from 64")),
+        plot=("position", ("share of steps", "last loss from 64")),
         file="progressive/progressive.json",
     ),
     Study(

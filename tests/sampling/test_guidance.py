@@ -52,3 +52,5 @@ def test_nonsense_is_refused_with_the_value() -> None:
             ClassifierFreeGuidance(2.0, off_after=wrong).strength(1, SCHEDULE)
         with pytest.raises(ValueError, match=f"on_from {wrong} isn't one of the 5 scales"):
             ClassifierFreeGuidance(2.0, on_from=wrong).strength(1, SCHEDULE)
+    with pytest.raises(ValueError, match="on_from 3 and off_after 1 is nowhere"):
+        ClassifierFreeGuidance(2.0, on_from=3, off_after=1).strength(1, SCHEDULE)

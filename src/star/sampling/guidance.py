@@ -21,8 +21,7 @@ class ClassifierFreeGuidance:
         off_after: no guidance on scales behind this one, e.g. K - 3 to leave the last two alone (a different image,
             and half of the work there); negative counts from the end, -3 being K - 3; None never switches it off.
         on_from: no guidance on scales before this one, counted likewise; None: from the first one on, as published. The
-            tokens of a map are drawn apart: where each of a few coarse ones is unlikely to hold the object, guidance
-            makes all of them still less likely to, and the picture stays empty.
+            first maps of a briefly trained model stand little of it.
 
     Raises:
         ValueError: for another ramp, or a scale that is negative or no number.
@@ -45,12 +44,14 @@ class ClassifierFreeGuidance:
         """`t` of scale `k`.
 
         Raises:
-            ValueError: when `off_after` or `on_from` is no scale of the schedule.
+            ValueError: when `off_after` or `on_from` is no scale of the schedule, or no scale is left between them.
 
         """
         num_scales = len(schedule)
         last = num_scales - 1 if self.off_after is None else schedule.place(self.off_after, "guidance's off_after")
         first = 0 if self.on_from is None else schedule.place(self.on_from, "guidance's on_from")
+        if last < first:
+            raise ValueError(f"guidance with on_from {first} and off_after {last} is nowhere: scale=0 says so plainly")
         if not first <= k <= last:
             return 0.0
         if self.ramp == "constant":

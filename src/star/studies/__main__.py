@@ -33,7 +33,7 @@ Settings, and what they are unless given:
   smoke=false          true: as short as possible, to see whether everything runs; its numbers mean nothing, and its
                        page goes into out=
   NAME.key=value       a setting of one study (positions.steps=800), see python -m star.studies.NAME --help
-Studies, and about how many minutes each takes on a core without bf16:
+Studies, and about how many minutes each takes without bf16, on one of two cores (samplers and windows: on both):
 """ + "".join(f"  {study.name:<16} {study.minutes:>2}  {study.title}\n" for study in STUDIES)
 OWN: dict[str, Callable[[str], Any]] = {"only": command.words, "demo": Path, "out": Path, "page": Path}
 OWN["jobs"] = command.count

@@ -24,7 +24,7 @@ class Study:
         words: arguments; `{demo}` and `{out}` stand for folders.
         smoke: arguments that make it short, to see whether it runs.
         judge: from rows to whether they agree with the paper, and a sentence with their numbers.
-        minutes: about how long it takes, on one core without bf16; the longest begins first.
+        minutes: about how long it takes without bf16, on one core (where `alone`, on two); the longest begins first.
         plot: the column along the axis, and those that are drawn over it.
         columns: what the table shows; None shows all.
         file: where its JSON is, in `out`.
@@ -215,7 +215,7 @@ STUDIES = (
         words=("ckpt={demo}/star.ckpt", "refiner={demo}/refiner.ckpt", "out={out}/samplers", "parts=table", "seeds=0"),
         smoke=("images=1",),
         judge=judge_samplers,
-        minutes=10,
+        minutes=15,
         plot=("sampler", ("alignment", "fid")),
         columns=("sampler", "alignment", "fid", "cmmd", "seconds"),
         file="samplers/samplers.json",
@@ -231,7 +231,7 @@ STUDIES = (
         words=("variants=all,random_tail,local_window", "out={out}/windows.json"),
         smoke=("stage=64", "repeats=1"),
         judge=judge_windows,
-        minutes=3,
+        minutes=1,
         plot=("train_tokens", ("times faster", "times less memory")),
         alone=True,
     ),

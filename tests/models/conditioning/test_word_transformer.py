@@ -26,8 +26,9 @@ def test_condition_has_the_promised_shapes() -> None:
     assert condition.context_mask.sum(1).tolist() == [5, 2, 9, 3]
 
 
-def test_padding_does_not_change_a_caption() -> None:
-    model = encoder()
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_padding_does_not_change_a_caption(kernel: int) -> None:
+    model = encoder(kernel=kernel)
     batch = model(CAPTIONS)
     for row, caption in enumerate(CAPTIONS):
         single = model([caption])
@@ -36,10 +37,11 @@ def test_padding_does_not_change_a_caption() -> None:
         torch.testing.assert_close(batch.context[row, :length], single.context[0], rtol=0, atol=1e-6)  # type: ignore[index]
 
 
-def test_batch_invariance_is_to_the_bit() -> None:
-    model = encoder(batch_invariant=True)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_batch_invariance_is_to_the_bit(kernel: int) -> None:
+    model = encoder(kernel=kernel, batch_invariant=True)
     batch = model(CAPTIONS)
-    assert torch.allclose(batch.pooled, encoder()(CAPTIONS).pooled, atol=1e-6)
+    assert torch.allclose(batch.pooled, encoder(kernel=kernel)(CAPTIONS).pooled, atol=1e-6)
     for row, caption in enumerate(CAPTIONS):
         single = model([caption])
         assert torch.equal(batch.context[row], single.context[0])  # type: ignore[index]
@@ -52,14 +54,24 @@ def test_word_order_matters() -> None:
     assert (swapped[0] - swapped[1]).abs().max() > 1e-4
 
 
+@torch.no_grad()
+def test_a_noun_knows_its_adjective_before_any_training() -> None:
+    def change(kernel: int) -> float:
+        model = encoder(width=64, kernel=kernel)
+        red, blue = model(["a red circle and a blue square", "a blue circle and a red square"]).context[:, 3]  # type: ignore[index]
+        return float((red - blue).norm() / red.norm())
+
+    assert change(3) > 10 * change(1) > 0  # the same words, so attention that knows no places yet sees no difference
+
+
 def test_all_of_it_is_trained_and_saved() -> None:
-    model = encoder(words=["red"])
+    model = encoder(words=["red"], kernel=3)
     condition = model(CAPTIONS)
     (condition.pooled.square().sum() + condition.context.square().sum()).backward()  # type: ignore[union-attr]
     assert model.trainable
     assert {name for name, _ in model.named_parameters()} == set(model.state_dict())
     assert all(parameter.grad is not None for parameter in model.parameters())
-    other = encoder(words=["red"])
+    other = encoder(words=["red"], kernel=3)
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other(CAPTIONS).pooled, model(CAPTIONS).pooled)
 
@@ -105,6 +117,7 @@ def test_too_long_captions_are_cut_with_one_warning(
         ({"num_heads": 3}, "num_heads 3"),
         ({"depth": 0}, "depth"),
         ({"max_tokens": 2}, "max_tokens"),
+        ({"kernel": 4}, "odd number of words, 1 for none, got 4"),
         ({"context_width": 8}, "context_width=8"),
     ],
 )
@@ -116,3 +129,4 @@ def test_refuses_impossible_settings(changes: dict[str, int], named: str) -> Non
 def test_identity_names_the_settings() -> None:
     assert encoder().identity == encoder().identity
     assert encoder().identity != encoder(words=["red"]).identity
+    assert encoder().identity != encoder(kernel=3).identity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,18 +72,24 @@ class LikelihoodItem:
 
     def _rows(self, context: Context, batch: Batch) -> list[tuple[str, list[float], list[float]]]:
         """Of each pair its key, and loss and accuracy of each scale."""
-        pipeline, device = context.pipeline, context.device
-        codes = pipeline.tokenizer.encode(batch.images.to(device), pipeline.schedule)
-        condition = pipeline.text_encoder(batch.captions).to(device)
-        x_in = pipeline.tokenizer.quantizer.teacher_forcing(codes, pipeline.schedule)
-        with context.autocast():
-            logits = pipeline.transformer(x_in, condition, pipeline.schedule).float()  # (B, L, V)
-        target = concatenate(codes)
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-        right = (logits.argmax(-1) == target).float()
-        scales = pipeline.schedule.scale_ids().to(device)
+        pipeline = context.pipeline
+        codes = pipeline.tokenizer.encode(batch.images.to(context.device), pipeline.schedule)
+        loss, right = losses(context, codes, batch.captions)
+        scales = pipeline.schedule.scale_ids().to(context.device)
 
         def means(values: Tensor) -> list[float]:
             return scale_means(values, scales, len(pipeline.schedule)).double().tolist()
 
         return [(key, means(a), means(b)) for key, a, b in zip(batch.keys, loss, right, strict=True)]
+
+
+def losses(context: Context, codes: Sequence[Tensor], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats, and whether the likeliest code is the true one, both (B, L), of codes by scale."""
+    pipeline = context.pipeline
+    condition = pipeline.text_encoder(captions).to(context.device)
+    x_in = pipeline.tokenizer.quantizer.teacher_forcing(codes, pipeline.schedule)
+    with context.autocast():
+        logits = pipeline.transformer(x_in, condition, pipeline.schedule).float()  # (B, L, V)
+    target = concatenate(codes)
+    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+    return loss, (logits.argmax(-1) == target).float()

@@ -168,12 +168,12 @@ def build_suite(name: str) -> str:
     pairs = list(NEVER_SEEN)
     if not held_out:  # the same colours and the same shapes, matched differently
         pairs = [(color, NEVER_SEEN[i - 1][1]) for i, (color, _) in enumerate(NEVER_SEEN)]
-    entries = [_entry("single_object", [_clause(shape)]) for shape in SHAPES]
-    entries += [_entry("two_object", [_clause(a), _clause(b)]) for a, b in permutations(SHAPES, 2)]
-    entries += [_entry("counting", [_clause(shape, count=count)]) for shape in SHAPES for count in (2, 3, 4)]
-    entries += [_entry("colors", [_clause(shape, color)]) for color, shape in pairs]
+    entries = [entry("single_object", [_clause(shape)]) for shape in SHAPES]
+    entries += [entry("two_object", [_clause(a), _clause(b)]) for a, b in permutations(SHAPES, 2)]
+    entries += [entry("counting", [_clause(shape, count=count)]) for shape in SHAPES for count in (2, 3, 4)]
+    entries += [entry("colors", [_clause(shape, color)]) for color, shape in pairs]
     positions = [
-        _entry("position", [_clause(b), {**_clause(a), "position": [relation, 0]}])
+        entry("position", [_clause(b), {**_clause(a), "position": [relation, 0]}])
         for a, b in permutations(SHAPES, 2)
         for relation in RELATIONS
     ]
@@ -216,7 +216,7 @@ def _clause(shape: str, color: str | None = None, *, count: int = 1) -> Metadata
     return {"class": shape, "count": count, **({"color": color} if color else {})}
 
 
-def _entry(tag: str, include: list[Metadata]) -> Metadata:
+def entry(tag: str, include: list[Metadata]) -> Metadata:
     """GenEval metadata with the suites' exact wording."""
     words = [phrase(clause["class"], clause.get("color"), clause["count"]) for clause in include]
     if "position" in include[-1]:
@@ -229,7 +229,7 @@ def _entry(tag: str, include: list[Metadata]) -> Metadata:
 def _color_attr_entries(reason: str | None) -> list[Metadata]:
     """Two shapes in two colours, every set of them that is held out for a reason (None: that is not)."""
     entries = [
-        _entry("color_attr", [_clause(a, first), _clause(b, second)])
+        entry("color_attr", [_clause(a, first), _clause(b, second)])
         for a, b in permutations(SHAPES, 2)
         for first, second in permutations(COLORS, 2)
         if held_out_by([(first, a), (second, b)]) == reason

@@ -43,6 +43,9 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     (recipe.evaluation / "card.json").write_text(
         json.dumps({"value": scores.pop("value"), "results": {**scores, "shuffled": {**scores, "value": 0.031}}})
     )
+    recipe.understanding.mkdir()
+    asked = {"kinds": {"binding": 0.53}, "nats": {"binding": 0.02}, "nats_per_scale": {"binding": [0.02]}}
+    (recipe.understanding / "card.json").write_text(json.dumps({"value": 0.77, "results": asked}))
     images = [np.full((8, 8, 3), value, np.uint8) for value in (0, 128)]
     captioned_grid(["a <b>", "c"], {"drawn": images, "real": images}, tmp_path / "samples.png", per_row=2)
     steps = Steps(tmp_path / "steps.json", {"tokenizer": {"seconds": 61.0, "finished": True, "peak_memory_gib": 1.5}})
@@ -50,11 +53,13 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["alignment"]["drawn"]["value"] == 0.75
     assert facts["alignment"]["shuffled"]["value"] == 0.031
+    assert facts["understanding"]["kinds"] == {"binding": 0.53}
     assert facts["tokenizer"] == {"psnr": 25.5}
     assert facts["refiner"] == {"accuracy": 0.5, "generator_accuracy": 0.4}
     assert facts["seconds"]["total"] == 61.0
     page = (tmp_path / "report.html").read_text()
     assert "0.031" in page
+    assert "<td>binding</td><td>0.530</td><td>0.020</td>" in page
     assert "half of the tokens known" in page
     assert "data:image/png;base64," in page
     assert "Absent" not in page

@@ -59,25 +59,20 @@ def steps_of(recipe: Recipe) -> list[Step]:
             Step("refiner.ckpt", "keeping the refiner", lambda: keep_refiner(recipe)),
         ]
     if recipe.scored:
-        command = [
-            "evaluate.py",
-            "metric=shapes",
-            f"ckpt={recipe.generator_checkpoint}",
-            f"out={recipe.evaluation}",
-            "batch=132",
-            *recipe.preset,
+        drawing = ["batch=132", *recipe.preset]
+        steps += [
+            scoring(recipe, "scores", "drawing the evaluation's captions and scoring them", "shapes", *drawing),
+            scoring(recipe, "understanding", "telling true captions from wrong ones", "minimal_pairs", "batch=66"),
         ]
-        steps.append(
-            Step(
-                "scores",
-                "drawing the evaluation's captions and scoring them",
-                command,
-                command,
-                owns=[recipe.evaluation],
-            )
-        )
     steps.append(Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe)))
     return steps
+
+
+def scoring(recipe: Recipe, name: str, says: str, metric: str, *more: str) -> Step:
+    """One metric of the finished model as a step."""
+    out = recipe.evaluation if metric == "shapes" else recipe.understanding
+    command = ["evaluate.py", f"metric={metric}", f"ckpt={recipe.generator_checkpoint}", f"out={out}", *more]
+    return Step(name, says, command, command, owns=[out])
 
 
 def start_over(out: Path) -> None:

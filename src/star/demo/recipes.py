@@ -73,6 +73,11 @@ class Recipe:
         """Scores and the pictures that were scored."""
         return self.out / "evaluation"
 
+    @property
+    def understanding(self) -> Path:
+        """What the model understands of captions, asked without drawing."""
+        return self.out / "understanding"
+
     def training(self, task: str) -> list[str]:
         """Overrides of train.py for one of the trainings: `tokenizer`, `generator` or `sampler`."""
         overrides = [

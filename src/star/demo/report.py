@@ -42,6 +42,12 @@ EXPLANATION = (
     "after a round trip through the tokenizer; shuffled compares the same images with other captions (chance)."
 )
 
+ASKED = (
+    "Is a true picture likelier under its own caption than under one that differs in a single fact? 1 is perfect, 0.5 "
+    "chance; nats are by how much. <i>binding</i> exchanges two figures' colours, <i>relation</i> their places: all "
+    "words stay, so a model for which captions are bags of words can't tell."
+)
+
 
 def write(recipe: Recipe, steps: Steps, *, figures: Sequence[tuple[str, Path]]) -> None:
     """Write both files into the recipe's folder."""
@@ -73,6 +79,10 @@ def collect(recipe: Recipe, steps: Steps) -> dict[str, Any]:
         results = {"value": card["value"], **card["results"]}
         drawn = {name: results[name] for name in ("value", "tasks", "strict", "images", "num_images")}
         facts["alignment"] = {"drawn": drawn} | {name: results[name] for name in COLUMNS if name in results}
+    asked = recipe.understanding / "card.json"
+    if recipe.scored and asked.is_file():
+        card = json.loads(asked.read_text())
+        facts["understanding"] = {"value": card["value"], **card["results"]}
     return facts
 
 
@@ -90,6 +100,8 @@ def page(title: str, facts: Mapping[str, Any], figures: Sequence[tuple[str, Path
     body = [f"<h1>{html.escape(title)}</h1>"]
     if "alignment" in facts:
         body += [f"<h2>Alignment</h2><p>{EXPLANATION}</p>", alignment_table(facts["alignment"])]
+    if "understanding" in facts:
+        body += [f"<h2>Understanding</h2><p>{ASKED}</p>", understanding_table(facts["understanding"])]
     body += [
         f"<h2>{html.escape(name)}</h2><img alt='{html.escape(name)}' src='{_inline(file)}'>"
         for name, file in figures
@@ -124,6 +136,14 @@ def alignment_table(alignment: Mapping[str, Any]) -> str:
         for task in alignment["drawn"]["tasks"]
     }
     return table({"": [COLUMNS[name] for name in columns]}, rows)
+
+
+def understanding_table(understanding: Mapping[str, Any]) -> str:
+    """Kinds of facts by how often, and how surely, the true caption is preferred."""
+    nats = understanding["nats"]
+    rows = {"mean": [understanding["value"], sum(nats.values()) / len(nats)]}
+    rows |= {kind: [share, nats[kind]] for kind, share in understanding["kinds"].items()}
+    return table({"": ["share right", "nats"]}, rows)
 
 
 def table(head: Mapping[str, Sequence[str]], rows: Mapping[str, Sequence[float]]) -> str:

@@ -66,7 +66,9 @@ class Recipe:
     @property
     def preset(self) -> list[str]:
         """What makes sample.py and evaluate.py draw with the refiner."""
-        return [] if self.refined is None else [f"sampling={self.refined}"]
+        if self.refined is None:
+            return []
+        return [f"sampling={self.refined}", "sampling.guidance.scale=3.0", "sampling.guidance.on_from=2"]
 
     @property
     def evaluation(self) -> Path:

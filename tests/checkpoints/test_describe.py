@@ -67,6 +67,7 @@ OBJECTS = [
     ),
     ClassLabelEncoder(10, 32),
     WordTransformer(width=8, depth=1, num_heads=2, max_tokens=9, vocabulary_size=20, num_hashes=3, words=["red"]),
+    WordTransformer(width=8, depth=2, num_heads=2, max_tokens=9, vocabulary_size=20, kernel=5),
     OpenCLIPTextEncoder("ViT-B-32", weights=None, layers=3, memoize=True, memo_limit=7, dtype="bf16"),
     HuggingFaceTextEncoder("some/where", pooling="eos", layer=2, max_tokens=9, pooled_width=24, tokenizer="else/where"),
     ClassifierFreeGuidance(2.0, ramp="constant", off_after=-3, on_from=1),

@@ -218,6 +218,7 @@ def _word_transformer(encoder: WordTransformer) -> Config:
         "max_tokens": encoder.max_tokens,
         "vocabulary_size": words.num_buckets,
         "num_hashes": words.num_hashes,
+        "kernel": encoder.kernel,
         "words": words.words,
         "pooled_width": encoder.pooled_width,
         "context_width": encoder.context_width,

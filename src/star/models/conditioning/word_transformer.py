@@ -74,6 +74,7 @@ class WordTransformer(nn.Module):
         self.pooled_width = width
         self.context_width = width
         self.max_tokens = max_tokens
+        self.kernel = kernel
         self.batch_invariant = batch_invariant
         self.words = WordTokenizer(num_buckets=vocabulary_size, num_hashes=num_hashes, words=words)
         mixed = f"/kernel{kernel}" if kernel > 1 else ""

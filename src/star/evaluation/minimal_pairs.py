@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -47,15 +48,16 @@ class MinimalPairsItem:
     @torch.no_grad()  # as metric=likelihood
     def run(self, context: Context) -> Result:
         """Every pair once."""
-        pairs = context.ranks.share(list(self._pairs(context)))
-        starts = range(0, len(pairs), context.batch)
-        rows = [row for start in starts for row in self._judge(context, pairs[start : start + context.batch])]
+        pairs = self._pairs(context)
+        rows: list[Row] = []
+        while some := list(islice(pairs, context.batch)):  # never all pictures at once: large ones take gigabytes
+            rows += self._judge(context, some)
         gathered = sorted(context.ranks.gather(rows), key=lambda row: (row["tag"], row["index"], row["image"]))
         summary = summarize(gathered)
         margins = {kind: np.array([row["nats"] for row in gathered if row["tag"] == kind]) for kind in KINDS}
         return Result(
             value=summary["overall"],
-            label=f"minimal_pairs/{self.num_images}x264",
+            label=f"minimal_pairs/{self.num_images}x{len(load_suite('shapes'))}",
             count=len(gathered),
             interval=bootstrap_tasks(gathered),
             results={
@@ -67,12 +69,14 @@ class MinimalPairsItem:
         )
 
     def _pairs(self, context: Context) -> Iterator[Pair]:
-        """Every picture of every prompt with every kind of wrong caption."""
+        """Every picture of this rank's prompts with every kind of wrong caption."""
         height, width = (side * context.pipeline.tokenizer.factor for side in context.pipeline.schedule.sizes[-1])
         if height != width:
             raise ValueError(f"metric=minimal_pairs has square pictures, this model draws {height}x{width}")
         suite = load_suite("shapes")
         for images, record in render_suite(suite, num_images=self.num_images, size=height, seed=self.seed + 1):
+            if record["index"] % context.ranks.world != context.ranks.rank:
+                continue
             for number, image in enumerate(images):
                 rng = np.random.default_rng((self.seed, record["index"], number))
                 for kind, wrong in wrong_prompts(record, rng):

@@ -34,9 +34,9 @@ class WordTransformer(nn.Module):
         vocabulary_size: rows of the embedding table that unlisted words share; see `WordTokenizer`.
         num_hashes: how many of these rows make a word.
         kernel: so many words in a row are mixed by a convolution before the first block, so that a noun knows its
-            adjective from the first step on. 1 leaves that to attention, which takes thousands of steps to find its
-            neighbours: a short training then ends with a bag of words, for which a red circle and a blue square are a
-            blue circle and a red square.
+            adjective from the first step on. 1 leaves that to attention, which found no neighbours in the demo's 1,100
+            steps: such a training ends with a bag of words, for which a red circle and a blue square are a blue circle
+            and a red square.
         words: words with rows of their own.
         batch_invariant: encode captions one by one.
         pooled_width, context_width: `width` again, as the rest of a configuration reads it; checked where given.
@@ -98,8 +98,8 @@ class WordTransformer(nn.Module):
     def reset_parameters(self) -> None:
         """Words and places large, all else normal with deviation 0.02; deep blocks add less.
 
-        Beside words that start at 0.02 those that matter first (colours, shapes) grow tenfold within a few hundred
-        steps, after which relations and numbers are too faint for a noun beside them to show.
+        Words that start at 0.02 grow sixfold in 1,100 steps of the demo, most of it into one direction: left and right
+        then differ by 0.3 of their length, red and blue, which matter sooner, by 1.4. At 0.2 all differ by more than 1.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):

@@ -138,7 +138,7 @@ def preset_of(decoder: ScaleWiseDecoder) -> dict[str, Any]:
         ValueError: for one that doesn't keep what it was built with.
 
     """
-    names = ("guidance", "sampler", "constraint", "search", "cache_policy")
+    names = ("guidance", "sampler", "constraint", "search", "cache_policy", "best_of")
     kept = {name: getattr(decoder, name) for name in names}
     target = f"{ScaleWiseDecoder.__module__}.{ScaleWiseDecoder.__qualname__}"
     return {"_target_": target} | {name: describe(part) for name, part in kept.items() if part is not None}

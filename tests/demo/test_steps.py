@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from star.demo.steps import Step, Steps, fingerprint
+from star.demo.steps import Step, Steps, environment, fingerprint
 
 
 def runner(tmp_path: Path, calls: list[str], *, recipe: int = 0, fail: str = "") -> list[Step]:
@@ -62,6 +62,18 @@ def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_failing_command_is_named(tmp_path: Path) -> None:
     with pytest.raises(ChildProcessError, match="step x failed: python -c"):
         Steps(tmp_path / "steps.json").run([Step("x", "fails", ["-c", "raise SystemExit(3)"])])
+
+
+@pytest.mark.parametrize("told", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
+def test_who_says_how_threads_wait_is_heard(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    found = {name: value for name, value in environment(2).items() if name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    assert found == (told or {"GOMP_SPINCOUNT": "10000"})
+    assert environment(2)["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in environment()
 
 
 def test_fingerprints_follow_content() -> None:

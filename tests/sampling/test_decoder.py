@@ -11,7 +11,7 @@ from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.models.transformer import STARTransformer
 from star.nn.masks import ScaleMask
 from star.nn.position import AbsolutePosition
-from star.sampling.decoder import DecodeState, ScaleWiseDecoder, _fork
+from star.sampling.decoder import DecodeState, ScaleWiseDecoder
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.samplers import Greedy, Gumbel, TopKTopP
 from star.schedule import ScaleSchedule, concatenate
@@ -196,14 +196,3 @@ def test_what_is_missing_is_named(
         decode(condition, None, [1, 2, 3])
     with pytest.raises(ValueError, match="3 texts need as many seeds, got 1"):
         decode(condition, condition, [1])
-
-
-def test_copies_of_pictures_and_of_copies_draw_from_streams_of_their_own() -> None:
-    """A scale is drawn after each selection."""
-    generators = [torch.Generator().manual_seed(0)]
-    for rows in ([0, 0], [0, 0, 0, 1, 1], [4, 4, 3, 2, 1, 0, 0]):
-        before = generators[rows[0]].get_state()
-        generators = _fork([generators[row] for row in rows])
-        assert torch.equal(generators[0].get_state(), before)
-        noise = [tuple(torch.rand(4, generator=generator).tolist()) for generator in generators]
-        assert len(set(noise)) == len(rows)

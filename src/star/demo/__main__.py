@@ -59,9 +59,8 @@ def steps_of(recipe: Recipe) -> list[Step]:
             Step("refiner.ckpt", "keeping the refiner", lambda: keep_refiner(recipe)),
         ]
     if recipe.scored:
-        drawing = ["batch=132", *recipe.preset]
         steps += [
-            scoring(recipe, "scores", "drawing the evaluation's captions and scoring them", "shapes", *drawing),
+            scoring(recipe, "scores", "drawing the evaluation's captions and scoring them", "shapes", "batch=132"),
             scoring(recipe, "understanding", "telling true captions from wrong ones", "minimal_pairs", "batch=66"),
         ]
     steps.append(Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe)))

@@ -21,8 +21,7 @@ class Recipe:
         out: where everything goes.
         data: name -> arguments for Python that write shards into `out`/data.
         scored: whether metric=shapes can judge its pictures.
-        refined: the preset (conf/sampling) whose late scales a refiner reveals in steps, and that pictures are drawn
-            with; None trains no refiner.
+        refined: the preset (conf/sampling) whose late scales a refiner reveals in steps; None trains no refiner.
 
     """
 
@@ -65,10 +64,11 @@ class Recipe:
 
     @property
     def preset(self) -> list[str]:
-        """What makes sample.py and evaluate.py draw with the refiner."""
+        """What makes sample.py and evaluate.py draw with the refiner; without it they draw as the model's file says."""
         if self.refined is None:
             return []
-        return [f"sampling={self.refined}", "sampling.guidance.scale=3.0", "sampling.guidance.on_from=2"]
+        guidance = {"scale": 3.0, "ramp": "constant", "on_from": 2}
+        return [f"sampling={self.refined}", *(f"sampling.guidance.{name}={value}" for name, value in guidance.items())]
 
     @property
     def evaluation(self) -> Path:

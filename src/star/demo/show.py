@@ -35,9 +35,9 @@ def keep_refiner(recipe: Recipe) -> None:
     write_atomically(recipe.refiner_checkpoint, lambda path: torch.save(slim, path))
 
 
-def open_model(recipe: Recipe) -> STARPipeline:
-    """What `sample.py ckpt=star.ckpt` with the recipe's preset draws with."""
-    pipeline, _ = open_pipeline(plain(compose("sample", [f"ckpt={recipe.generator_checkpoint}", *recipe.preset])))
+def open_model(recipe: Recipe, *preset: str) -> STARPipeline:
+    """What `sample.py ckpt=star.ckpt` draws with, by the model's own preset or by the one given."""
+    pipeline, _ = open_pipeline(plain(compose("sample", [f"ckpt={recipe.generator_checkpoint}", *preset])))
     return pipeline
 
 
@@ -50,7 +50,8 @@ def draw_figures(recipe: Recipe) -> None:
     few = range(0, len(captions), -(-len(captions) // GROWING))
     growing(pipeline, [captions[i] for i in few], list(few), recipe.out / "scales.png")
     if recipe.refined is not None:
-        revealing(pipeline, [captions[i] for i in few], list(few), recipe.out / "reveal.png")
+        refined = open_model(recipe, *recipe.preset)
+        revealing(refined, [captions[i] for i in few], list(few), recipe.out / "reveal.png")
         curves(
             recipe.refiner_run / "metrics.csv",
             {"loss": ["train/loss", "val/loss"], "accuracy, half known": ["val/accuracy", "val/generator_accuracy"]},

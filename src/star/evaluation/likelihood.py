@@ -15,8 +15,8 @@ from star.evaluation.cards import Result
 from star.evaluation.context import Context
 from star.evaluation.shards import RealPictures
 from star.metrics.base import bootstrap
+from star.models.likelihood import token_losses
 from star.objectives.teacher_forcing import scale_means
-from star.schedule import concatenate
 from star.types import Batch
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,5 @@ def losses(context: Context, codes: Sequence[Tensor], captions: Sequence[str]) -
     """Cross-entropy in nats, and whether the likeliest code is the true one, both (B, L), of codes by scale."""
     pipeline = context.pipeline
     condition = pipeline.text_encoder(captions).to(context.device)
-    x_in = pipeline.tokenizer.quantizer.teacher_forcing(codes, pipeline.schedule)
     with context.autocast():
-        logits = pipeline.transformer(x_in, condition, pipeline.schedule).float()  # (B, L, V)
-    target = concatenate(codes)
-    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-    return loss, (logits.argmax(-1) == target).float()
+        return token_losses(pipeline.transformer, pipeline.tokenizer, codes, condition, pipeline.schedule)

@@ -76,7 +76,7 @@ class Presets:
         if needs_refiner(settings["sampler"]) and own.refiner is None:
             raise ValueError(f"{name}: {NO_REFINER}")
         decoder = copy.copy(own)
-        for part in ("guidance", "constraint", "search", "cache_policy"):
+        for part in ("guidance", "constraint", "search", "cache_policy", "best_of"):
             setattr(decoder, part, settings.get(part))
         search, policy = decoder.search is not None, decoder.cache_policy is not None
         decoder.speed.check(decoder.transformer, search=search, cache_policy=policy)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,14 @@ from star.models.transformer import STARTransformer
 from star.nn.cache import KVCache
 from star.nn.halves import HalvedCache
 from star.sampling.guidance import ClassifierFreeGuidance, Guide, is_guided
+from star.sampling.rows import fork, merge
 from star.sampling.speed import Speed
 from star.sampling.steps import Steps
 from star.schedule import ScaleSchedule
 from star.types import CachePolicy, Condition, Constraint, Search, TokenSampler
+
+if TYPE_CHECKING:
+    from star.sampling.best_of import BestOf
 
 NO_REFINER = (
     "this preset reveals late scales in steps, which needs a refiner: train one (train.py task=sampler "
@@ -75,7 +79,7 @@ class DecodeState:
             self,
             f_hat=self.f_hat[rows],
             condition=self.condition.select(both),
-            generators=_fork([self.generators[row] for row in rows.tolist()]),
+            generators=fork([self.generators[row] for row in rows.tolist()]),
             codes=[drawn[rows] for drawn in self.codes],
             traces=[None if trace is None else trace.select(rows) for trace in self.traces],
         )
@@ -98,11 +102,13 @@ class ScaleWiseDecoder:
         constraint: may overrule drawn codes.
         search: may select images between scales.
         cache_policy: may shorten what stays in the cache.
+        best_of: draws several candidates of every picture and keeps one; None draws one.
         refiner: for a sampler that reveals late scales in steps (`CausalDriven`).
         speed: how it is computed.
 
     Raises:
-        ValueError: for such a sampler without a refiner, or a speed that can't be had with the other settings.
+        ValueError: for such a sampler without a refiner, `best_of` beside a search, or a speed that can't be had with
+            the other settings.
 
     """
 
@@ -117,11 +123,14 @@ class ScaleWiseDecoder:
         constraint: Constraint | None = None,
         search: Search | None = None,
         cache_policy: CachePolicy | None = None,
+        best_of: BestOf | None = None,
         refiner: TokenRefiner | None = None,
         speed: Speed | None = None,
     ) -> None:
         if needs_refiner(sampler) and refiner is None:
             raise ValueError(NO_REFINER)
+        if search is not None and best_of is not None:
+            raise ValueError("search and best_of both select among pictures: choose one of them")
         self.speed = speed or Speed()
         self.speed.check(transformer, search=search is not None, cache_policy=cache_policy is not None)
         self.transformer = transformer
@@ -132,6 +141,7 @@ class ScaleWiseDecoder:
         self.constraint = constraint
         self.search = search
         self.cache_policy = cache_policy
+        self.best_of = best_of
         self.refiner = refiner
         self.paint = self.speed.painter(tokenizer)
         self.step = Steps(transformer, self.speed)
@@ -160,6 +170,13 @@ class ScaleWiseDecoder:
         """
         if len(seeds) != len(condition):
             raise ValueError(f"{len(condition)} texts need as many seeds, got {len(seeds)}")
+        draw = self.candidates if self.best_of is None else partial(self.best_of, self)
+        yield from draw(condition, empty, seeds, watch)
+
+    def candidates(
+        self, condition: Condition, empty: Condition | None, seeds: Sequence[int], watch: Watch = unwatched
+    ) -> Iterator[DecodeState]:
+        """As `scales`, one candidate of every picture whatever `best_of` says."""
         # search may double a lone picture
         if self.transformer.first_sample_text and (len(condition) > 1 or self.search is not None):
             yield from self._one_by_one(condition, empty, seeds, watch)
@@ -185,11 +202,15 @@ class ScaleWiseDecoder:
         rows = [torch.tensor([row], device=condition.pooled.device) for row in range(len(condition))]
         empties = [empty if empty is None or len(empty) == 1 else empty.select(row) for row in rows]
         alone = [
-            list(self.scales(condition.select(row), e, [seed], watch))
+            list(self.candidates(condition.select(row), e, [seed], watch))
             for row, e, seed in zip(rows, empties, seeds, strict=True)
         ]
         for states in zip(*alone, strict=True):
-            yield _merged(states, KVCache(self.schedule, self.transformer.mask, self.cache_policy))
+            yield merge(states, self.no_cache())
+
+    def no_cache(self) -> KVCache:
+        """For states that nothing goes on from."""
+        return KVCache(self.schedule, self.transformer.mask, self.cache_policy)
 
     @torch.no_grad()
     def images(self, state: DecodeState) -> Tensor:
@@ -263,37 +284,3 @@ class ScaleWiseDecoder:
 def needs_refiner(sampler: Any) -> bool:
     """Whether a token sampler asks a refiner."""
     return bool(getattr(sampler, "needs_refiner", False))
-
-
-def _merged(states: Sequence[DecodeState], cache: KVCache) -> DecodeState:
-    """Pictures drawn alone as one batch."""
-    halves = range(len(states[0].condition))
-    rows = [
-        state.condition.select(torch.tensor([half], device=state.f_hat.device)) for half in halves for state in states
-    ]
-    return replace(
-        states[0],
-        f_hat=torch.cat([state.f_hat for state in states]),
-        cache=cache,
-        condition=reduce(Condition.stack, rows),
-        generators=[state.generators[0] for state in states],
-        codes=[torch.cat(drawn) for drawn in zip(*(state.codes for state in states), strict=True)],
-        traces=[
-            None if traces[0] is None else reduce(lambda one, other: one.stack(other), traces)
-            for traces in zip(*(state.traces for state in states), strict=True)
-        ],
-    )
-
-
-def _fork(generators: Sequence[torch.Generator]) -> list[torch.Generator]:
-    """One generator per entry; the second and later occurrences of the same one get streams of their own."""
-    forked: list[torch.Generator] = []
-    for i, generator in enumerate(generators):
-        copies = sum(earlier is generator for earlier in generators[:i])
-        fork = torch.Generator(generator.device)
-        fork.set_state(generator.get_state())
-        if copies:
-            # from its stream: copies of copies, and later copies, don't share one
-            fork.manual_seed(int(torch.randint(2**62, (copies,), generator=fork, device=fork.device)[-1]))
-        forked.append(fork)
-    return forked

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 LAYOUTS = ("flat", "geneval")
 # what a protocol notes of its own pictures and its scorer's file of a prompt doesn't hold
 _BOOKKEEPING = ("index", "image", "file", "place")
+_BEST_OF = {"_target_": "star.sampling.best_of.BestOf", "count": 1}  # of releases and older checkpoints
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,10 @@ def _preset(
             else "pictures need one of task=generator"
         )
         raise ValueError(f"{what} is of task={own.get('task')} and has no sampling preset: {mend}")
-    preset = merge_preset(own["sampling"], changes)
+    held = own["sampling"]
+    if (changes.get("best_of") or {}).get("count") is not None and not held.get("best_of"):
+        held = {**held, "best_of": _BEST_OF}
+    preset = merge_preset(held, changes)
     if bare := [name for name, part in preset.items() if isinstance(part, Mapping) and "_target_" not in part]:
         raise ValueError(f"the preset of {what} has no {bare[0]} to change: choose another, e.g. sampling=topk600")
     return instantiate_trusted({**preset, "_partial_": True}, packages=trusted).keywords, preset

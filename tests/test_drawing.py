@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from star.drawing import _preset, draw, merge_preset, plan
+from star.drawing import draw, plan
 from star.schedule import ScaleSchedule
 from star.utils.png import write_png as save
 
 SETTINGS = {"negative_prompt": "", "sampling": {}}
-BEST_OF = "star.sampling.best_of.BestOf"
 PROMPTS = [{"prompt": f"p{i}"} for i in range(5)]
 
 
@@ -130,28 +129,3 @@ def test_layouts_and_counts(tmp_path: Path) -> None:
     for wrong in ({"layout": "tree"}, {"num_images": 0}, {"num_images": 1.5}):
         with pytest.raises(ValueError, match="layout is one of|at least 1"):
             plan(PROMPTS, **{"num_images": 1, "seed": 0} | wrong)  # type: ignore[arg-type]
-
-
-def test_preset_keeps_what_is_null() -> None:
-    own = {"guidance": {"scale": 4.0, "ramp": "linear"}, "sampler": {"top_k": 600}}
-    changed = merge_preset(own, {"guidance": {"scale": 2.0, "ramp": None}, "sampler": {"top_k": None}})
-    assert changed == {"guidance": {"scale": 2.0, "ramp": "linear"}, "sampler": {"top_k": 600}}
-
-
-@pytest.mark.parametrize("held", [{}, {"best_of": None}, {"best_of": {"_target_": BEST_OF, "count": 2}}], ids=str)
-def test_any_preset_can_be_asked_for_the_best_of_several(held: dict[str, Any]) -> None:
-    """Releases and older checkpoints, too, whose presets say nothing of it."""
-    decoder, greedy = "star.sampling.decoder.ScaleWiseDecoder", "star.sampling.samplers.Greedy"
-    checkpoint = {"task": "generator", "sampling": {"_target_": decoder, "sampler": {"_target_": greedy}, **held}}
-    asked, words = _preset("run", checkpoint, {"best_of": {"count": 4}}, ())
-    assert (asked["best_of"].count, words["best_of"]) == (4, {"_target_": BEST_OF, "count": 4})
-    kept = _preset("run", checkpoint, {"best_of": {"count": None}}, ())[0].get("best_of")
-    assert (1 if kept is None else kept.count) == (2 if held.get("best_of") else 1)
-
-
-def test_a_preset_has_no_value_of_a_part_that_it_lacks() -> None:
-    decoder, greedy = "star.sampling.decoder.ScaleWiseDecoder", "star.sampling.samplers.Greedy"
-    checkpoint = {"task": "generator", "sampling": {"_target_": decoder, "sampler": {"_target_": greedy}}}
-    assert _preset("run", checkpoint, {"guidance": {"scale": None}}, ())[0]["guidance"] is None
-    with pytest.raises(ValueError, match="the preset of run has no guidance to change"):
-        _preset("run", checkpoint, {"guidance": {"scale": 2.0}}, ())

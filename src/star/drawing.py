@@ -11,16 +11,15 @@ from typing import Any
 
 from rich.progress import Progress
 
-from star.checkpoints import io
 from star.checkpoints.named import read_named
-from star.checkpoints.parts import WITH_GENERATOR
+from star.checkpoints.presets import built_preset, resolve_sampling
 from star.checkpoints.refiner import with_refiner
 from star.pipeline import STARPipeline
 from star.sampling.decoder import needs_refiner
 from star.sampling.order import MAX_SEED, at_least_1
 from star.utils.devices import choose_device
 from star.utils.files import write_atomically
-from star.utils.instantiate import instantiate, instantiate_trusted
+from star.utils.instantiate import instantiate
 from star.utils.png import describe_picture, drawn_from, write_png
 from star.utils.progress import StepBar
 
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 LAYOUTS = ("flat", "geneval")
 # what a protocol notes of its own pictures and its scorer's file of a prompt doesn't hold
 _BOOKKEEPING = ("index", "image", "file", "place")
-_BEST_OF = {"_target_": "star.sampling.best_of.BestOf", "count": 1}  # of releases and older checkpoints
 
 
 @dataclass(frozen=True)
@@ -222,7 +220,7 @@ def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, An
         checkpoint = read_named(config)
         if config["refiner"] is not None:
             checkpoint = with_refiner(checkpoint, config["refiner"], what=config["weights"])
-        build, preset = _preset(config["weights"], checkpoint["config"], config["sampling"], config["trusted"])
+        build, preset = built_preset(config["weights"], checkpoint["config"], config["sampling"], config["trusted"])
         pipeline = STARPipeline.from_parts(checkpoint, what=config["weights"], sampling=build, **trusted)
         # weights alone don't decide these pictures: switches like first_sample_text come with the configuration
         settings["model"] = {
@@ -252,49 +250,3 @@ def check_source(config: Mapping[str, Any]) -> None:
     if len(given) != 1:
         problem = "both are set" if given else "neither is"
         raise ValueError(f"set either ckpt=RUN_OR_FILE or pretrained=NAME weights=DIR: {problem}")
-
-
-def resolve_sampling(config: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a decoder is built with: a preset of its own, or the checkpoint's with changes.
-
-    Returns:
-        The instantiated settings, and the preset in plain words for records.
-
-    """
-    own: Mapping[str, Any] = {}
-    if "_target_" not in changes:
-        own = io.config(io.read(config["ckpt"], mmap=True), config["ckpt"])
-    return _preset(config["ckpt"], own, changes, config["trusted"])
-
-
-def _preset(
-    what: str, own: Mapping[str, Any], changes: Mapping[str, Any], trusted: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    if "_target_" in changes:
-        return instantiate({**changes, "_partial_": True}).keywords, dict(changes)
-    if own.get("sampling") is None:
-        mend = (
-            "choose one, e.g. sampling=topk600"
-            if own.get("task") in WITH_GENERATOR
-            else "pictures need one of task=generator"
-        )
-        raise ValueError(f"{what} is of task={own.get('task')} and has no sampling preset: {mend}")
-    held = own["sampling"]
-    if (changes.get("best_of") or {}).get("count") is not None and not held.get("best_of"):
-        held = {**held, "best_of": _BEST_OF}
-    preset = merge_preset(held, changes)
-    if bare := [name for name, part in preset.items() if isinstance(part, Mapping) and "_target_" not in part]:
-        raise ValueError(f"the preset of {what} has no {bare[0]} to change: choose another, e.g. sampling=topk600")
-    return instantiate_trusted({**preset, "_partial_": True}, packages=trusted).keywords, preset
-
-
-def merge_preset(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's preset with single values replaced; null keeps the checkpoint's."""
-    merged = dict(own)
-    for name, value in changes.items():
-        if isinstance(value, Mapping):
-            below = merge_preset(own.get(name) or {}, value)
-            merged[name] = below or own.get(name)
-        elif value is not None:
-            merged[name] = value
-    return merged

@@ -33,8 +33,7 @@ def build(
             schedule,
             sampler=TopKTopP(20, 0.9),
             guidance=ClassifierFreeGuidance(2.0) if guided else None,
-            best_of=None if count is None else BestOf(count),
-            **changes,
+            **{"best_of": None if count is None else BestOf(count), **changes},
         )
 
     return build
@@ -141,5 +140,8 @@ def test_what_cannot_be_is_refused(build: Build, condition: Condition) -> None:
         BestOf(0)
     with pytest.raises(ValueError, match="choose one"):
         build(2, search=lambda state, k: state)
+    build(1, search=lambda state, k: state)
+    with pytest.raises(ValueError, match=r"best_of\.count=4.* got 4"):
+        build(None, best_of=4)
     with pytest.raises(ValueError, match="empty one"):
         build(2, guided=False)(condition, None, SEEDS)

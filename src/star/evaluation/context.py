@@ -18,8 +18,9 @@ from star.checkpoints import io
 from star.checkpoints.fingerprint import fingerprint
 from star.checkpoints.named import locate_named
 from star.checkpoints.parts import WITH_GENERATOR
+from star.checkpoints.presets import merge_preset, resolve_sampling
 from star.data.sources import expand_urls
-from star.drawing import check_source, claim, draw, merge_preset, open_pipeline, refined_by, resolve_sampling
+from star.drawing import check_source, claim, draw, open_pipeline, refined_by
 from star.evaluation.pictures import Picture, match
 from star.evaluation.prompts import PromptFile, PromptSet, PromptSource
 from star.evaluation.ranks import Ranks

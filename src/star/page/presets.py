@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from star.drawing import merge_preset
+from star.checkpoints.presets import merge_preset
 from star.sampling.confidence import WithConfidence
 from star.sampling.decoder import NO_REFINER, ScaleWiseDecoder, needs_refiner
 from star.utils.cli import compose, conf_directory, plain
@@ -76,8 +76,9 @@ class Presets:
         if needs_refiner(settings["sampler"]) and own.refiner is None:
             raise ValueError(f"{name}: {NO_REFINER}")
         decoder = copy.copy(own)
-        for part in ("guidance", "constraint", "search", "cache_policy", "best_of"):
+        for part in ("guidance", "constraint", "search", "cache_policy"):
             setattr(decoder, part, settings.get(part))
+        decoder.best_of = None  # a page shows pictures growing, of which several candidates could show nothing
         search, policy = decoder.search is not None, decoder.cache_policy is not None
         decoder.speed.check(decoder.transformer, search=search, cache_policy=policy)
         decoder.sampler = WithConfidence(settings["sampler"])

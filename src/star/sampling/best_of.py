@@ -31,14 +31,15 @@ class BestOf:
         log p(codes | text) - log p(codes | empty text),
 
     by which an empty or simple picture, likely under any text, gains nothing (a generative model as classifier: Li et
-    al. 2023, "Your diffusion model is secretly a zero-shot classifier"; not in STAR). That needs no other model, and
-    `count` times the time of one picture and a little more. With a negative prompt, the empty text is that one.
+    al. 2023, "Your diffusion model is secretly a zero-shot classifier"; not in STAR). That needs no other model.
+    Judging a candidate takes about as long as drawing it: four take seven times the time of one. With a negative
+    prompt, the empty text is that one.
 
     A picture depends on its text, its seed and the settings alone. Its first candidate is the picture that the same
     seed gives without `BestOf`, and the candidates of a smaller count are among those of a larger one.
 
     Args:
-        count: candidates of a picture; 1 judges nothing.
+        count: candidates of a picture; of one, a decoder judges nothing.
 
     Raises:
         ValueError: for a count below 1.
@@ -65,9 +66,6 @@ class BestOf:
             ValueError: without an empty text.
 
         """
-        if self.count == 1:
-            yield from decoder.candidates(condition, empty, seeds, watch)
-            return
         if empty is None:
             raise ValueError("best_of compares a text with the empty one: give its condition, too")
         if len(empty) == 1:
@@ -76,13 +74,12 @@ class BestOf:
         for number, own in enumerate(zip(*(self.seeds(seed) for seed in seeds), strict=True)):
             seen = _share(watch, number, self.count, len(decoder.schedule))
             drawn.append(list(decoder.candidates(condition, empty, own, seen)))
-        pictures = torch.stack([decoder.images(states[-1]).float() * 2 - 1 for states in drawn], 1)  # (B, N, 3, H, W)
-        rows = torch.arange(len(seeds), device=pictures.device)
-        # all candidates of one picture together, and no other's: a batch mate could decide between close ones
-        gains = [
-            fit(decoder, pictures[row], condition.select(rows[row, None]), empty.select(rows[row, None]))
-            for row in rows
-        ]
+        rows = torch.arange(len(seeds), device=condition.pooled.device)
+        gains = []
+        for row in rows.split(1):
+            # all candidates of one picture together, and no other's: a batch mate could decide between close ones
+            pictures = decoder.paint(torch.cat([states[-1].f_hat[row] for states in drawn]))
+            gains.append(fit(decoder, pictures, condition.select(row), empty.select(row)))
         best = torch.stack(gains).argmax(1)  # (B,), the first of equals
         for states in zip(*drawn, strict=True):
             yield merge(states, decoder.no_cache()).select(best * len(seeds) + rows)
@@ -107,7 +104,8 @@ def fit(decoder: ScaleWiseDecoder, pictures: Tensor, text: Condition, empty: Con
     together = max(LOGITS // (schedule.total * tokenizer.quantizer.codebook_size), 1)
     gains = []
     for some in pictures.split(together):
-        codes = tokenizer.encode(some, schedule)
+        with torch.autocast(some.device.type, enabled=False):  # small differences decide about codes
+            codes = tokenizer.encode(some.float(), schedule)
         own, other = (
             token_losses(decoder.transformer, tokenizer, codes, words.trim().repeat(len(some)), schedule)[0]
             for words in (text, empty)

@@ -102,7 +102,7 @@ class ScaleWiseDecoder:
         constraint: may overrule drawn codes.
         search: may select images between scales.
         cache_policy: may shorten what stays in the cache.
-        best_of: draws several candidates of every picture and keeps one; None draws one.
+        best_of: draws several candidates of every picture and keeps one; None, or a count of 1, draws one.
         refiner: for a sampler that reveals late scales in steps (`CausalDriven`).
         speed: how it is computed.
 
@@ -129,7 +129,10 @@ class ScaleWiseDecoder:
     ) -> None:
         if needs_refiner(sampler) and refiner is None:
             raise ValueError(NO_REFINER)
-        if search is not None and best_of is not None:
+        if best_of is not None and not callable(best_of):
+            raise ValueError(f"best_of is a star.sampling.best_of.BestOf (sampling.best_of.count=4), got {best_of!r}")
+        several = best_of if best_of is not None and best_of.count > 1 else None
+        if search is not None and several is not None:
             raise ValueError("search and best_of both select among pictures: choose one of them")
         self.speed = speed or Speed()
         self.speed.check(transformer, search=search is not None, cache_policy=cache_policy is not None)
@@ -141,7 +144,7 @@ class ScaleWiseDecoder:
         self.constraint = constraint
         self.search = search
         self.cache_policy = cache_policy
-        self.best_of = best_of
+        self.best_of = several
         self.refiner = refiner
         self.paint = self.speed.painter(tokenizer)
         self.step = Steps(transformer, self.speed)

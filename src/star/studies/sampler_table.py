@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from star.checkpoints import io
+from star.checkpoints.presets import resolve_sampling
 from star.checkpoints.refiner import beside
-from star.drawing import open_pipeline, resolve_sampling
+from star.drawing import open_pipeline
 from star.evaluation.run import evaluate
 from star.metrics.features import OFFLINE
 from star.metrics.shapes import load_suite, render_suite

@@ -53,6 +53,7 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["alignment"]["drawn"]["value"] == 0.75
     assert facts["alignment"]["shuffled"]["value"] == 0.031
+    assert facts["alignment"]["candidates"] == 4
     assert facts["understanding"]["kinds"] == {"binding": 0.53}
     assert facts["tokenizer"] == {"psnr": 25.5}
     assert facts["refiner"] == {"accuracy": 0.5, "generator_accuracy": 0.4}

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from star.demo.figures import read_series
+from star.demo.recipes import Recipe, configuration
 from star.utils.files import write_atomically
 
 if TYPE_CHECKING:
-    from star.demo.recipes import Recipe
     from star.demo.steps import Steps
 
 STYLE = """
@@ -39,7 +39,8 @@ COLUMNS = {
 EXPLANATION = (
     "Share of images that show what their caption says, by task; overall is the mean of the tasks. The colours of the "
     "row <i>colors</i> never occurred with that shape in training. The ceiling is what the judge makes of true renders "
-    "after a round trip through the tokenizer; shuffled compares the same images with other captions (chance)."
+    "after a round trip through the tokenizer; shuffled compares the same images with other captions (chance). "
+    "Candidates drawn for an image, of which the model itself kept the one that fits its caption best: {candidates}."
 )
 
 ASKED = (
@@ -79,6 +80,7 @@ def collect(recipe: Recipe, steps: Steps) -> dict[str, Any]:
         results = {"value": card["value"], **card["results"]}
         drawn = {name: results[name] for name in ("value", "tasks", "strict", "images", "num_images")}
         facts["alignment"] = {"drawn": drawn} | {name: results[name] for name in COLUMNS if name in results}
+        facts["alignment"]["candidates"] = configuration(recipe.training("generator"))["sampling"]["best_of"]["count"]
     asked = recipe.understanding / "card.json"
     if recipe.scored and asked.is_file():
         card = json.loads(asked.read_text())
@@ -99,7 +101,8 @@ def page(title: str, facts: Mapping[str, Any], figures: Sequence[tuple[str, Path
     """One HTML page that needs no other file."""
     body = [f"<h1>{html.escape(title)}</h1>"]
     if "alignment" in facts:
-        body += [f"<h2>Alignment</h2><p>{EXPLANATION}</p>", alignment_table(facts["alignment"])]
+        explained = EXPLANATION.format(candidates=facts["alignment"]["candidates"])
+        body += [f"<h2>Alignment</h2><p>{explained}</p>", alignment_table(facts["alignment"])]
     if "understanding" in facts:
         body += [f"<h2>Understanding</h2><p>{ASKED}</p>", understanding_table(facts["understanding"])]
     body += [

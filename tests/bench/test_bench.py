@@ -216,6 +216,11 @@ def test_nonsense_is_refused_with_the_value(words: list[str], message: str) -> N
         parse(words)
 
 
+def test_candidates_are_no_parts_of_a_picture() -> None:
+    with pytest.raises(ValueError, match=r"leave sampling\.best_of\.count at 1"):
+        Sample(Settings("sample", overrides=(*TOY, "sampling.best_of.count=2")))
+
+
 def test_an_earlier_run_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no earlier run"):
         report.read(tmp_path / "none.json")

@@ -61,6 +61,8 @@ class Sample(Work):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.pipeline = build_pipeline(settings, self.config).speed_up(instantiate(self.config["speed"]))
+        if self.pipeline.decoder.best_of is not None:
+            raise ValueError("the parts of one picture are timed, not of candidates: leave sampling.best_of.count at 1")
         self.prompts = ["a picture"] * settings.batch
 
     def run(self) -> None:

@@ -107,7 +107,10 @@ class Timer:
         self._seconds: dict[str, float] = {}
 
     def run(self, batch: int) -> dict[str, float]:
-        """Seconds of each of `PARTS`; `transformer` is the loop over scales without the sampler."""
+        """Seconds of each of `PARTS`; `transformer` is the loop over scales without the sampler.
+
+        Where a preset draws several candidates, judging them is part of that loop.
+        """
         prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
         self._seconds = {"text_encoder": 0.0, "sampler": 0.0}
         with self._watched():

@@ -40,7 +40,7 @@ def fetch_package(name: str, cache: Path, alternative: str) -> Path:
                 f"can't download Debian's package {name} ({reason}); check the network and run `apt-get update`, "
                 f"or {alternative}"
             )
-        unpacked = _run(["dpkg", "-x", str(packages[0]), "unpacked"], temporary)
+        unpacked = _run(["dpkg", "-x", packages[0].name, "unpacked"], temporary)  # run in there
         if unpacked.returncode:
             raise FileNotFoundError(f"can't unpack {packages[0].name}: {unpacked.stderr.strip()}; {alternative}")
         (Path(temporary) / "unpacked").rename(folder)

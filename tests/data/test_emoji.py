@@ -165,3 +165,21 @@ def test_a_folder_with_anything_else_is_not_replaced(
     assert recipe.main([f"{name}={value}" for name, value in inputs.items()]) == 1
     assert "would be replaced as a whole, but holds shapes" in caplog.text
     assert kept.read_bytes() == b"another data set"
+
+
+def test_packages_are_unpacked_whatever_the_cache_is_relative_to(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`outputs/data/debian`, the default, is relative, and the commands run in a folder below it."""
+    commands = {
+        "apt-get": 'echo "$2" > "$2.deb"',
+        "dpkg": '[ -f "$2" ] || { echo "no $2" >&2; exit 2; }; mkdir "$3" && cp "$2" "$3/found"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, script in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+    monkeypatch.chdir(tmp_path)
+    folder = recipe.fetch_package("a-font", Path("outputs/debian"), "give it with font=PATH")
+    assert (folder / "found").read_text() == "a-font\n"

@@ -20,7 +20,7 @@ def token_losses(
     condition: Condition,
     schedule: ScaleSchedule,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats of every code under its text, all coarser scales being true (STAR equation 4).
+    """Cross-entropy in nats of every code under its text, all coarser scales being true (STAR equation 1).
 
     Args:
         transformer: the generator.

@@ -74,7 +74,8 @@ def call(
         seeds: instead: one number, picture j of every caption having the seed `seeds + j`; or one per picture.
         batch_size: pictures drawn at a time; bounds the memory.
         callback_on_scale_end: called with the pipeline, the scale k and the state after every scale of every batch;
-            `pipeline.paint(state)` gives the pictures so far, an exception ends the call.
+            `pipeline.paint(state)` gives the pictures so far, an exception ends the call. With `best_of`, all are those
+            of the kept candidates and come once these are drawn.
         progress: show a bar.
 
     Raises:

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+OPTIONS = $(if $(FRESH),fresh=$(FRESH:1=true)) $(if $(LENGTH),length=$(LENGTH))
 
 .PHONY: setup demo emoji studies docs test lint format clean
 
@@ -13,13 +14,14 @@ $(VENV)/.installed: pyproject.toml
 	$(RUN) -m pip install --editable '.[dev]'
 	touch $@
 
-# from nothing to pictures drawn from captions, with scores, in outputs/demo; FRESH=1 starts over
+# from nothing to pictures drawn from captions, with scores, in outputs/demo; FRESH=1 starts over;
+# LENGTH=0.5 halves every training, in outputs/demo_0.5
 demo: setup
-	$(RUN) -m star.demo $(if $(FRESH),fresh=$(FRESH:1=true))
+	$(RUN) -m star.demo $(OPTIONS)
 
 # the same on real pictures with captions that people wrote, in outputs/emoji
 emoji: setup
-	$(RUN) -m star.demo recipe=emoji $(if $(FRESH),fresh=$(FRESH:1=true))
+	$(RUN) -m star.demo recipe=emoji $(OPTIONS)
 
 # the paper in miniature, on the demo's tokenizer: outputs/studies and docs/studies.md; ONLY=positions,topk chooses
 studies: demo

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,15 @@ def test_the_demo_is_scored_with_the_guidance_that_it_was_trained_with(tmp_path:
     recipe = RECIPES["shapes"](tmp_path)
     trained = configuration(recipe.training("generator"))["sampling"]["guidance"]
     assert plain(compose("sample", ["ckpt=x", *recipe.preset]))["sampling"]["guidance"] == trained
+
+
+@pytest.mark.parametrize("task", ["tokenizer", "generator", "sampler"])
+@pytest.mark.parametrize("length", [1e-9, 0.3, 1.0, 2.0])
+def test_every_training_takes_the_share_of_steps_that_is_asked_for(task: str, length: float, tmp_path: Path) -> None:
+    whole = RECIPES["shapes"](tmp_path)
+    configs = [configuration(recipe.training(task)) for recipe in (whole, replace(whole, length=length))]
+    steps, taken = (config["trainer"]["max_steps"] for config in configs)
+    assert taken == pytest.approx(max(length * steps, 4), abs=2)
+    assert taken % configs[1]["trainer"]["val_check_interval"] == 0
+    if length == 1:
+        assert configs[0] == configs[1]

@@ -53,7 +53,7 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["alignment"]["drawn"]["value"] == 0.75
     assert facts["alignment"]["shuffled"]["value"] == 0.031
-    assert facts["alignment"]["candidates"] == 4
+    assert facts["alignment"]["candidates"] == 8
     assert facts["understanding"]["kinds"] == {"binding": 0.53}
     assert facts["tokenizer"] == {"psnr": 25.5}
     assert facts["refiner"] == {"accuracy": 0.5, "generator_accuracy": 0.4}
@@ -66,7 +66,7 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     assert "Absent" not in page
 
 
-@pytest.mark.parametrize("argument", ["recipe=cats", "fresh=maybe", "colour=red"])
+@pytest.mark.parametrize("argument", ["recipe=cats", "fresh=maybe", "colour=red", "length=0", "length=half"])
 def test_arguments_that_are_not_understood_are_named(argument: str) -> None:
     with pytest.raises(ValueError, match=argument.split("=")[0]):
         parse([argument])
@@ -75,6 +75,8 @@ def test_arguments_that_are_not_understood_are_named(argument: str) -> None:
 def test_recipes_go_to_their_own_folders() -> None:
     assert parse([])[0].out == Path("outputs/demo")
     assert parse(["recipe=emoji", "fresh=true"]) == (RECIPES["emoji"](Path("outputs/emoji")), True)
+    assert parse(["length=0.5"])[0].out == Path("outputs/demo_0.5")  # never over a whole one
+    assert parse(["length=0.5", "out=here"])[0].out == Path("here")
 
 
 def test_the_refiner_follows_the_generator_it_refines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

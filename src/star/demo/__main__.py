@@ -1,11 +1,13 @@
-"""`python -m star.demo [recipe=shapes|emoji] [out=DIR] [fresh=true]`, from the project's root."""
+"""`python -m star.demo [recipe=shapes|emoji] [length=0.5] [out=DIR] [fresh=true]`, from the project's root."""
 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from star.demo.recipes import RECIPES, Recipe
@@ -18,7 +20,7 @@ HELP = f"""{__doc__}
 Writes shards, trains a tokenizer, a generator and (shapes alone) a refiner on them, draws captions, scores the pictures
 where they can be scored, and leaves tokenizer.ckpt, star.ckpt, refiner.ckpt, samples.png, scales.png, report.json and
 report.html in OUT (outputs/demo, or outputs/RECIPE). What is finished is used again, what was interrupted goes on;
-fresh=true starts over.
+fresh=true starts over. length=0.5 halves every training (in outputs/demo_0.5), at the cost of what the pictures show.
 """
 log = logging.getLogger("demo")
 
@@ -31,15 +33,33 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, bool]:
 
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    if unknown := sorted(given.keys() - {"recipe", "out", "fresh"}):
-        raise ValueError(f"unknown argument {unknown[0]!r}: expected recipe=, out= or fresh=true")
+    if unknown := sorted(given.keys() - {"recipe", "length", "out", "fresh"}):
+        raise ValueError(f"unknown argument {unknown[0]!r}: expected recipe=, length=, out= or fresh=true")
     name = given.get("recipe", "shapes")
     if name not in RECIPES:
         raise ValueError(f"recipe is one of {', '.join(RECIPES)}, got {name!r}")
     if given.get("fresh", "false") not in ("true", "false"):
         raise ValueError(f"fresh is true or false, got {given['fresh']!r}")
-    out = Path(given.get("out", f"outputs/{'demo' if name == 'shapes' else name}"))
-    return RECIPES[name](out), given.get("fresh") == "true"
+    length = share(given.get("length", "1"))
+    folder = ("demo" if name == "shapes" else name) + ("" if length == 1 else f"_{length:g}")
+    recipe = RECIPES[name](Path(given.get("out", f"outputs/{folder}")))
+    return replace(recipe, length=length), given.get("fresh") == "true"
+
+
+def share(word: str) -> float:
+    """A length of trainings: a positive number.
+
+    Raises:
+        ValueError: for anything else.
+
+    """
+    try:
+        length = float(word)
+    except ValueError:
+        length = math.nan
+    if not 0 < length < math.inf:
+        raise ValueError(f"length is a share of the recipe's steps, such as 0.5, got {word!r}")
+    return length
 
 
 def steps_of(recipe: Recipe) -> list[Step]:

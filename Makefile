@@ -23,7 +23,8 @@ demo: setup
 emoji: setup
 	$(RUN) -m star.demo recipe=emoji $(OPTIONS)
 
-# the paper in miniature, on the demo's tokenizer: outputs/studies and docs/studies.md; ONLY=positions,topk chooses
+# the paper in miniature, on the whole demo's tokenizer: outputs/studies and docs/studies.md; ONLY=positions,topk chooses
+studies: override LENGTH =
 studies: demo
 	$(RUN) -m star.studies $(if $(ONLY),only=$(ONLY))
 

@@ -92,7 +92,7 @@ def score(run: Path, per_caption: int) -> dict[str, Any]:
     """The card of metric=shapes for a run; drawn pictures are used again."""
     out = run / "evaluation"
     words = ["metric=shapes", f"ckpt={run}", f"out={out}", f"paths.pictures={run / 'drawn'}", "batch=132"]
-    words.append("sampling.best_of.count=1")  # models are compared, and as a model draws
+    words.append("sampling.best_of.count=1")  # how well a model draws, not how well it chooses
     words.append(f"metric.items.shapes.num_images={per_caption}")
     words += [f"metric.items.shapes.{part}=false" for part in ("seen", "ceiling", "renders", "shuffled")]
     evaluate(plain(compose("evaluate", words)))

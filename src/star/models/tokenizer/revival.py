@@ -24,8 +24,10 @@ class CodebookRevival(nn.Module):
             vectors that the scales have to code (k-means). 0: the codebook keeps its random start.
         every: steps between two revivals; 0: no revival.
         until: no revival from then on, so that the codes settle.
-        threshold: a code is dead when its share of all tokens is below this share of 1 / V.
-        decay: per batch, of the running usage.
+        threshold: a code is dead when its share of a scale's tokens, averaged over the scales, is below this share of
+            1 / V.
+        decay: per batch, of the running usage; a code of the single token of the coarsest map comes up once in many
+            batches.
         rounds: how often the fit looks again at what its own codes leave for the finer scales to code.
         iterations: k-means iterations per round.
         seed: of all draws; each also depends on the step, so a resumed training draws the same.
@@ -47,7 +49,7 @@ class CodebookRevival(nn.Module):
         every: int = 20,
         until: Moment = 0.8,
         threshold: float = 0.05,
-        decay: float = 0.9,
+        decay: float = 0.97,
         rounds: int = 3,
         iterations: int = 8,
         seed: int = 0,
@@ -96,8 +98,8 @@ class CodebookRevival(nn.Module):
         counts = torch.stack([drawn.flatten().bincount(minlength=size) for drawn in codes]).to(self.usage)  # (K, V)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
-        # Relative to all tokens, not to the scale's: a code that draws one coarse token is as rare as any other.
-        self.usage.lerp_(counts * len(codes) / counts.sum(), 1 - self.decay)
+        # Of its scale's tokens, not of all: a coarse map has few, and its codes would be too rare to live.
+        self.usage.lerp_(counts / counts.sum(1, keepdim=True), 1 - self.decay)
 
     def dead(self) -> Tensor:
         """Which codes nothing uses, (V,) bool."""

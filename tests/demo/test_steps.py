@@ -103,6 +103,7 @@ def save(*_):
     raise SystemExit(130)
 
 signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
 Path(sys.argv[1], "ready").touch()
 time.sleep(60)
 """
@@ -115,14 +116,38 @@ run_command(["-c", *sys.argv[1:]])
 """
 
 
-def test_a_command_that_hears_ctrl_c_has_the_time_to_save(tmp_path: Path) -> None:
-    """A terminal sends it to all of its processes."""
+RUNS_IN_A_THREAD = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from star.demo.steps import passing_on_sigterm, run_command
+
+with passing_on_sigterm(), ThreadPoolExecutor(1) as pool:
+    pool.submit(run_command, ["-c", *sys.argv[1:]]).result()
+"""
+
+
+def running(program: str, folder: Path) -> subprocess.Popen[bytes]:
     runs = subprocess.Popen(
-        [sys.executable, "-c", RUNS, SAVES, str(tmp_path)], start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", program, SAVES, str(folder)], start_new_session=True, stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / "ready").exists():
+    while not (folder / "ready").exists():
         assert runs.poll() is None
         time.sleep(0.05)
+    return runs
+
+
+def test_a_command_that_hears_ctrl_c_has_the_time_to_save(tmp_path: Path) -> None:
+    """A terminal sends it to all of its processes."""
+    runs = running(RUNS, tmp_path)
     os.killpg(runs.pid, signal.SIGINT)
     assert runs.wait(timeout=60) != 0
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("program", [RUNS, RUNS_IN_A_THREAD], ids=["alone", "thread"])
+def test_who_is_told_to_end_tells_its_command_and_waits_until_it_has_saved(tmp_path: Path, program: str) -> None:
+    """SIGTERM is sent to one process; what that runs would go on alone."""
+    runs = running(program, tmp_path)
+    runs.terminate()
+    assert runs.wait(timeout=60) == 128 + signal.SIGTERM
     assert (tmp_path / "saved").exists()

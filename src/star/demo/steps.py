@@ -8,17 +8,23 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from star.utils.files import write_atomically
 
 log = logging.getLogger(__name__)
+
+_RUNNING: set[subprocess.Popen[Any]] = set()
 
 
 @dataclass(frozen=True)
@@ -121,16 +127,44 @@ def run_command(words: Sequence[str], threads: int | None = None, output: Path |
 
 def run_to_its_end(command: Sequence[str], **settings: Any) -> int:
     """A command's exit code. One that hears ctrl-C, too, has the time to save, which `subprocess.run` doesn't give."""
-    process = subprocess.Popen(command, **settings)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        log.info("waiting until it has saved; ctrl-C once more doesn't wait")
+    with passing_on_sigterm():
+        process = subprocess.Popen(command, **settings)
+        _RUNNING.add(process)
         try:
-            process.wait()
+            return process.wait()
+        except (KeyboardInterrupt, SystemExit):
+            log.info("waiting until it has saved; ctrl-C once more doesn't wait")
+            try:
+                process.wait()
+            finally:
+                process.kill()  # nothing if it is over
+            raise
         finally:
-            process.kill()  # nothing if it is over
-        raise
+            _RUNNING.discard(process)
+
+
+@contextmanager
+def passing_on_sigterm() -> Iterator[None]:
+    """Meanwhile, SIGTERM ends this process with 143 once the commands that it runs have heard it, too, and saved.
+
+    A terminal sends ctrl-C to all processes; SIGTERM goes to one, whose commands would train on alone. Outside of the
+    main thread, which alone hears signals, and where somebody else listens, nothing changes.
+    """
+    listens = threading.current_thread() is threading.main_thread()
+    if not listens or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _pass_on(number: int, _: FrameType | None) -> None:
+    for process in tuple(_RUNNING):
+        process.send_signal(number)
+    raise SystemExit(128 + number)
 
 
 def environment(threads: int | None = None) -> dict[str, str]:

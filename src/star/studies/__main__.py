@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from star.demo.steps import Step, Steps
+from star.demo.steps import Step, Steps, passing_on_sigterm
 from star.studies import command
 from star.studies.page import write_page
 from star.studies.registry import STUDIES, Study
@@ -63,11 +63,12 @@ def run_all(arguments: Sequence[str]) -> None:
     page: Path = settings["page"] or (settings["out"] / "studies.md" if settings["smoke"] else Path("docs/studies.md"))
     log.info("%d studies, %d at a time", len(chosen), settings["jobs"])
     failed = []
-    for name in run_several(chosen, settings, more):
-        if name is not None:
-            failed.append(name)
-        # after each, so that a long run shows what it has
-        write_page(STUDIES, settings["out"], page)
+    with passing_on_sigterm():  # the studies' own threads don't hear it
+        for name in run_several(chosen, settings, more):
+            if name is not None:
+                failed.append(name)
+            # after each, so that a long run shows what it has
+            write_page(STUDIES, settings["out"], page)
     log.info("%s, after %.0f minutes", page, (time.monotonic() - start) / 60)
     if failed:
         raise ValueError(f"failed: {', '.join(failed)}; the same command tries again")

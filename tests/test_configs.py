@@ -110,7 +110,7 @@ def test_the_tokenizer_of_patches_looks_at_no_other_patch() -> None:
 
 
 def test_a_pyramid_is_trained_with_scale_dropout() -> None:
-    words = ["task=tokenizer", "experiment=demo", "tokenizer=pyramid"]
+    words = ["task=tokenizer", "experiment=demo", "tokenizer=pyramid", "tokenizer_training.scale_dropout=null"]
     with pytest.raises(Exception, match="tokenizer_training.scale_dropout=") as refused:
         instantiate(resolved(words)["module"])
     setting = str(refused.value).split("set ")[1].split("'")  # as the message has it

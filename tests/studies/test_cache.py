@@ -8,8 +8,6 @@ import pytest
 from star.studies.cache import main, study
 
 TOY = [
-    "resolution=32",
-    "schedule.sizes=[1,2,4]",
     "model.depth=1",
     "model.width=32",
     "model.num_heads=2",

@@ -67,7 +67,10 @@ class PyramidEncoder(nn.Module):
         """
         coarsest = self.parts[0].factor
         if images.shape[2] % coarsest or images.shape[3] % coarsest:
-            raise ValueError(f"an image of {images.shape[2]}x{images.shape[3]} has no whole patches of {coarsest}")
+            raise ValueError(
+                f"an image of {images.shape[2]}x{images.shape[3]} has no whole patches of {coarsest}: take another "
+                "resolution, or smaller tokenizer.encoder.patch_sizes, one for each scale of the schedule"
+            )
         maps = []
         for part in self.parts:
             times = part.factor // self.factor

@@ -35,7 +35,24 @@ def test_a_convolution_is_updated_like_its_matrix() -> None:
     assert torch.equal(conv.flatten(1), matrix)
 
 
-@pytest.mark.parametrize("shape", [(5, 20), (20, 5)])
+@pytest.mark.parametrize("together", [2**23, 1])
+def test_parameters_of_one_shape_are_updated_as_each_alone(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "_TOGETHER", together)
+    shapes = [(6, 10), (6, 10), (10, 6), (6, 10), (10, 6), (4, 3, 2, 2)]
+    start, gradients = [torch.randn(shape) for shape in shapes], [torch.randn(shape) for shape in shapes]
+    joint = [nn.Parameter(values.clone()) for values in start]
+    single = [nn.Parameter(values.clone()) for values in start]
+    for optimizers in ([Muon(joint, 0.1)], [Muon([parameter], 0.1) for parameter in single]):
+        for parameter, gradient in zip(joint if len(optimizers) == 1 else single, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for ours, alone, before in zip(joint, single, start, strict=True):
+        torch.testing.assert_close(ours, alone, atol=2e-3, rtol=0)
+        assert (ours - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(5, 20), (20, 5), (3, 20, 5)])
 def test_singular_values_move_close_to_one(shape: tuple[int, int]) -> None:
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape)).float())
     assert values.min() > 0.5

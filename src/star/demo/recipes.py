@@ -69,7 +69,7 @@ class Recipe:
         """What makes sample.py and evaluate.py draw with the refiner; without it they draw as the model's file says."""
         if self.refined is None:
             return []
-        guidance = {"scale": 3.0, "ramp": "constant", "on_from": 2}
+        guidance = {"scale": 2.0, "ramp": "constant", "on_from": 2}
         return [f"sampling={self.refined}", *(f"sampling.guidance.{name}={value}" for name, value in guidance.items())]
 
     @property

@@ -54,7 +54,7 @@ class PatchEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D, H / factor, W / factor) of images (B, 3, H, W)."""
-        # in one piece: otherwise torch multiplies a frozen stem under autocast row by row, a copy of its weight for each
+        # in one piece: torch else multiplies a frozen stem under autocast row by row, a copy of its weight for each
         x = self.stem(self.fold(images).movedim(1, -1).contiguous())
         for block in self.blocks:
             x = block(x)

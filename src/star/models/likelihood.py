@@ -36,4 +36,5 @@ def token_losses(
     logits = transformer(tokenizer.quantizer.teacher_forcing(codes, schedule), condition, schedule)
     assert isinstance(logits, Tensor)
     logits, target = logits.float(), concatenate(codes)
-    return F.cross_entropy(logits.transpose(1, 2), target, reduction="none"), (logits.argmax(-1) == target).float()
+    losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    return losses, (logits.argmax(-1) == target).float()

@@ -101,16 +101,15 @@ def fit(decoder: ScaleWiseDecoder, pictures: Tensor, text: Condition, empty: Con
 
     """
     tokenizer, schedule = decoder.tokenizer, decoder.schedule
-    together = max(LOGITS // (schedule.total * tokenizer.quantizer.codebook_size), 1)
+    both = text.trim().stack(empty.trim())
+    together = max(LOGITS // (len(both) * schedule.total * tokenizer.quantizer.codebook_size), 1)
     gains = []
     for some in pictures.split(together):
         with torch.autocast(some.device.type, enabled=False):  # small differences decide about codes
-            codes = tokenizer.encode(some.float(), schedule)
-        own, other = (
-            token_losses(decoder.transformer, tokenizer, codes, words.trim().repeat(len(some)), schedule)[0]
-            for words in (text, empty)
-        )
-        gains.append((other - own).double().sum(1))
+            codes = [own.repeat(len(both), 1) for own in tokenizer.encode(some.float(), schedule)]
+        losses, _ = token_losses(decoder.transformer, tokenizer, codes, both.repeat(len(some)), schedule)
+        own, other = losses.double().sum(1).chunk(2)
+        gains.append(other - own)
     return torch.cat(gains)
 
 

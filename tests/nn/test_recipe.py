@@ -9,12 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from star.nn import products
 from star.nn.recipe import Recipe, call, linear
 
 
 def scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     normed = F.layer_norm(x, x.shape[-1:]) * (1 + scale)
     return normed if shift is None else normed + shift
+
+
+@pytest.fixture(autouse=True)
+def one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "has_wide_fp32", lambda: False)  # see test_products
 
 
 def tensors(*, shift: bool = True) -> list[Tensor | None]:

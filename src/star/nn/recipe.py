@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from star.nn.products import faster, product
+
 
 class _Pass(threading.local):
     """Of this thread."""
@@ -62,7 +64,9 @@ def worthwhile(*tensors: Tensor | None) -> bool:
 def linear(x: Tensor | Recipe, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of a tensor (..., C), or of a recipe for one."""
     if isinstance(x, Tensor):
-        return F.linear(x, weight, bias)
+        if not (worthwhile(weight) and faster(x, weight)):
+            return F.linear(x, weight, bias)
+        x = Recipe(_same, x)
     if not worthwhile(weight):  # a frozen weight needs no input for its gradient: nothing would be kept anyway
         return F.linear(x(), weight, bias)
     device = weight.device.type
@@ -70,8 +74,12 @@ def linear(x: Tensor | Recipe, weight: Tensor, bias: Tensor | None = None) -> Te
         dtype = torch.get_autocast_dtype(device)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     with plainly(x.inputs):
-        product: Tensor = _Linear.apply(x.make, weight, bias, *x.inputs)
-    return product
+        multiplied: Tensor = _Linear.apply(x.make, weight, bias, *x.inputs)
+    return multiplied
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def run(module: nn.Module, *inputs: Any) -> Any:
@@ -145,14 +153,15 @@ class _Linear(Function):
     ) -> Tensor:
         ctx.make = make
         ctx.save_for_backward(weight, *inputs)
-        return F.linear(make(*inputs).to(weight.dtype), weight, bias)
+        return product(make(*inputs).to(weight.dtype), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         weight, *inputs = ctx.saved_tensors
         _, needs_weight, needs_bias, *needed = ctx.needs_input_grad
         x, gradients = made_again(ctx.make, inputs, needed)
+        grad = grad.contiguous()
         rows = grad.flatten(0, -2)
-        of_weight = rows.t() @ x.detach().to(weight.dtype).flatten(0, -2) if needs_weight else None
+        of_weight = product(rows.t(), x.detach().to(weight.dtype).flatten(0, -2).t()) if needs_weight else None
         of_bias = rows.sum(0) if needs_bias else None
-        return None, of_weight, of_bias, *gradients((grad @ weight).to(x.dtype) if any(needed) else grad)
+        return None, of_weight, of_bias, *gradients(product(grad, weight.t()).to(x.dtype) if any(needed) else grad)

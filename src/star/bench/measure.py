@@ -14,6 +14,7 @@ import torch
 
 from star.bench.memory import PeakMemory
 from star.bench.peak import Peak, scale_flops
+from star.bench.reference import REFERENCE
 from star.bench.settings import Request, Settings
 from star.bench.stopwatch import Stopwatch, Times, stamp
 from star.bench.work import BLOCKS, WORK, Sample, Work, text_tokens
@@ -34,7 +35,8 @@ class Run:
     def __init__(self, settings: Settings) -> None:
         log.info("building %s", settings)
         self.settings = settings
-        self.work: Work = WORK[settings.kind](settings)
+        known = REFERENCE if settings.implementation == "reference" else WORK
+        self.work: Work = known[settings.kind](settings)
         self.watch = Stopwatch(self.work.device)
         self.memory = PeakMemory(self.work.device)
         self.cpu: list[dict[str, float]] = []

@@ -12,6 +12,7 @@ from star.studies.command import count, split_arguments
 
 KINDS = ("sample", "decode", "train", "text")
 DTYPES = ("fp32", "bf16", "fp16")
+IMPLEMENTATIONS = ("star", "reference")
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,11 @@ class Settings:
         batch: pictures, or captions.
         dtype: `fp32`, or what autocast computes in.
         device: `auto`, `cpu`, `cuda`, ...
+        implementation: `star`: this package's; `reference`: `sample` and `train` by the steps of the released code.
         overrides: of conf/: `model=d16`, `stage=256`, `speed=plain`, `sampling.guidance.off_after=-3`, ...
 
     Raises:
-        ValueError: for another kind or dtype, or a `speed` where nothing is drawn.
+        ValueError: for another kind, dtype or implementation, or a `speed` where nothing is drawn.
 
     """
 
@@ -35,6 +37,7 @@ class Settings:
     batch: int = 1
     dtype: str = "fp32"
     device: str = "auto"
+    implementation: str = "star"
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -43,6 +46,10 @@ class Settings:
             raise ValueError(f"what to measure is one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation is one of {', '.join(IMPLEMENTATIONS)}, got {self.implementation!r}")
+        if self.implementation == "reference" and self.kind not in ("sample", "train"):
+            raise ValueError(f"the reference's steps are known for sample and train, not for {self.kind}")
         if self.speed and self.kind in ("train", "text"):
             raise ValueError(f"{self.speed[0]} says how pictures are drawn, and {self.kind} draws none: leave it out")
 
@@ -83,7 +90,7 @@ class Request:
     against: Path | None = None
 
 
-_READERS: dict[str, Callable[[str], Any]] = {"batch": count, "dtype": str, "device": str}
+_READERS: dict[str, Callable[[str], Any]] = {"batch": count, "dtype": str, "device": str, "implementation": str}
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "repeats": count,
     "warmup": int,

@@ -35,8 +35,8 @@ def attend(
         visibility: what the scales of a training sequence see; None when every query sees every key.
         bias: additive mask that broadcasts to (B, heads, L, L_seen), for cross-attention.
         backend: `prefix` runs one unmasked call per scale over the keys that it sees, so no L x L mask exists; `flex`
-            is one FlexAttention kernel that skips what isn't seen (CUDA); `matmul` writes the softmax out; `dense` is
-            the masked reference; `auto` is one of them, see `star.nn.backends.choose`.
+            is one FlexAttention kernel that skips what isn't seen (CUDA); `matmul` is `prefix` with the softmax
+            written out; `dense` is the masked reference; `auto` is one of them, see `star.nn.backends.choose`.
 
     """
     if backend == "auto":
@@ -46,9 +46,10 @@ def attend(
         from star.nn.flex import flex_attend
 
         return flex_attend(q, k, v, visibility)
-    if visibility is not None and backend == "prefix":
+    if visibility is not None and backend in ("prefix", "matmul"):
         parts = [
-            F.scaled_dot_product_attention(q[:, :, i], k[:, :, j], v[:, :, j], scale=1.0) for i, j in visibility.spans()
+            attend(q[:, :, i], k[:, :, j], v[:, :, j], backend=backend if backend == "matmul" else "dense")
+            for i, j in visibility.spans()
         ]
         return torch.cat(parts, 2)
     if visibility is not None:
@@ -84,9 +85,10 @@ def attend_recipe(
     if like.device.type == "cpu" and worthwhile(*split.inputs):
         if backend == "auto":
             backend = choose("cpu", like.dtype, length, head_width=1, whole_scales=True)
-        if backend == "prefix":
+        if backend in ("prefix", "matmul"):
             spans = EVERYTHING if visibility is None else tuple(visibility.spans())
-            return attend_prefix(split, spans, None if bias is None else bias.to(like.dtype))
+            bias = None if bias is None else bias.to(like.dtype)
+            return attend_prefix(split, spans, bias, written_out=backend == "matmul")
     q, k, v = split.value()
     return attend(q, k, v, visibility, bias=bias, backend=backend).transpose(1, 2).flatten(2)
 

@@ -150,8 +150,9 @@ def test_reading_the_text_is_no_part_of_the_total() -> None:
     assert found == {"total": 9.0, "text": 1.0, "blocks": 5.5, "self_attention": 3.0, "head": 0.5, "other": 3.0}
 
 
-def test_settings_take_turns_and_memory_is_a_repetitions_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two repetitions that take 0.5 and 0.1 GiB the first counts, though the second begins with more."""
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_settings_take_turns_and_memory_is_a_repetitions_own(monkeypatch: pytest.MonkeyPatch, warmup: int) -> None:
+    """Giving pages back costs the work that follows time: what is timed doesn't follow it, if anything comes before."""
     turns: list[str] = []
 
     class Noted(Work):
@@ -159,11 +160,17 @@ def test_settings_take_turns_and_memory_is_a_repetitions_own(monkeypatch: pytest
             turns.append(self.settings.dtype)
 
     monkeypatch.setitem(measure.WORK, "train", Noted)
-    levels = {"reset": iter([1.0, 1.0, 1.4, 1.4]), "peak": iter([1.5, 1.2, 1.5, 1.5])}
+    levels = {"reset": iter([1.0, 1.4]), "peak": iter([1.5, 1.6])}
     for name, values in levels.items():
-        monkeypatch.setattr(measure.PeakMemory, name, lambda self, values=values: next(values))
-    found = measure.measure(parse(["train", "repeats=2", "warmup=1", "versus=dtype=bf16", *TOY]))
-    assert turns == ["fp32", "bf16", "fp32", "bf16", "fp32", "bf16"]
+        monkeypatch.setattr(
+            measure.PeakMemory, name, lambda self, name=name, values=values: turns.append(name) or next(values)
+        )
+    found = measure.measure(parse(["train", "repeats=2", f"warmup={warmup}", "versus=dtype=bf16", *TOY]))
+    weighed = [["reset", kind, "peak"] for kind in ("fp32", "bf16")]
+    if warmup:
+        assert turns == ["fp32", *weighed[0], "bf16", *weighed[1], *["fp32", "bf16"] * 2]
+    else:
+        assert turns == [*weighed[0], *weighed[1], "fp32", "bf16"]
     assert (found["memory_before_gib"], found["peak_memory_gib"]) == (1.0, 1.5)
     assert found["peak_above_before_gib"] == pytest.approx(0.5)
     assert found["versus"]["peak_above_before_gib"] == pytest.approx(0.2)

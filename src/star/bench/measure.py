@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,21 @@ class Run:
         self.cpu: list[dict[str, float]] = []
         self.wall: list[dict[str, float]] = []
         self.scales: list[Times] = []
-        self.peaks: list[tuple[float, float]] = []  # GiB before a repetition, and at most during it
+        self.memories: tuple[float, float] | None = None  # GiB before a repetition, and at most during it
+
+    def weigh(self, work: Callable[[], Any]) -> Any:
+        """Do some work and note its memory, which takes time: pages that were given back are fetched again."""
+        before = self.memory.reset()
+        result = work()
+        self.memories = before, self.memory.peak()
+        return result
 
     def repeat(self) -> None:
         """Measure once. On a GPU the parts are measured in a repetition of their own, since each waits for it."""
         gpu = self.work.device.type == "cuda"
-        before = self.memory.reset()
         total = self._total() if gpu else None
         with self.work.watched(self.watch):
-            watched = self._total()
-        self.peaks.append((before, self.memory.peak()))
+            watched = self._total() if self.memories else self.weigh(self._total)
         own, whole = self.watch.times()
         self.scales.append({name: times for name, times in whole.items() if name.startswith("blocks/")})
         for place, held in ((0, self.cpu), (1, self.wall)):
@@ -67,8 +72,8 @@ class Run:
         """Everything that was found, in plain words."""
         cpu, wall = _medians(self.cpu), _medians(self.wall)
         flops = self.work.flops()
-        # of one repetition, the one that took most: what the process holds between them may grow
-        before, peak = max(self.peaks, key=lambda pair: pair[1] - pair[0])
+        assert self.memories is not None
+        before, peak = self.memories
         record: Record = {
             "settings": asdict(self.settings),
             "repeats": len(self.cpu),
@@ -110,6 +115,8 @@ def measure(request: Request) -> Record:
     for run in runs:
         for _ in range(request.warmup):
             run.work.run()
+        if request.warmup:
+            run.weigh(run.work.run)
     for repetition in range(request.repeats):
         for run in runs:
             run.repeat()

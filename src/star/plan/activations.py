@@ -86,6 +86,8 @@ def _self_attention(block: Block, step: Step) -> int:
     width, heads = block.attention.out.in_features, block.attention.num_heads
     total = step.tokens * width * (FLOAT + 4 * step.narrow)
     backend = _backend(block.attention.backend, width // heads, step.tokens, step)
+    if backend == "matmul" and step.device == "cpu":
+        return total  # made again from the projections
     if backend == "matmul":
         # queries, keys and values, each on its own, and the softmax
         return total + step.tokens * width * 3 * step.narrow + heads * step.tokens**2 * _softmax(step)
@@ -100,9 +102,9 @@ def _cross_attention(cross: CrossAttention, width: int, heads: int, step: Step) 
     backend = _backend(cross.backend, width // heads, step.text_tokens, step)
     if not _on_cpu(backend, step):
         total += step.tokens * width * step.narrow
-    if backend == "matmul":
+    if backend == "matmul" and step.device != "cpu":
         total += step.text_tokens * width * 2 * step.narrow + heads * step.tokens * step.text_tokens * _softmax(step)
-    else:
+    elif backend != "matmul":
         total += step.tokens * heads * FLOAT
     if cross.norm.log_scale is not None:
         total += step.text_tokens * FLOAT * ((width if step.half else 0) + 2 * heads)
@@ -111,7 +113,7 @@ def _cross_attention(cross: CrossAttention, width: int, heads: int, step: Step) 
 
 def _on_cpu(backend: str, step: Step) -> bool:
     """Whether it is `star.nn.prefix`, which makes queries and keys again."""
-    return step.device == "cpu" and backend == "prefix"
+    return step.device == "cpu" and backend in ("prefix", "matmul")
 
 
 def _backend(name: str, head_width: int, length: int, step: Step) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.bench.models import build_pipeline
+from star.bench.models import TEXT_TOKENS, build_pipeline
 from star.bench.settings import Settings
 from star.bench.stopwatch import Stopwatch
 from star.bench.work import Train, Work
@@ -117,7 +117,7 @@ class ReferenceTrain(Train):
         text = self.condition
         assert text.context is not None
         assert text.context_mask is not None
-        missing = 77 - text.context.shape[1]
+        missing = TEXT_TOKENS - text.context.shape[1]
         padded = F.pad(text.context, (0, 0, 0, missing)), F.pad(text.context_mask, (0, missing))
         self.condition = Condition(text.pooled, *padded)
         self.bias = self.model.mask.bias(self.schedule).to(self.device)

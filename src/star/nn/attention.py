@@ -13,7 +13,7 @@ from star.nn.backends import BACKENDS, choose
 from star.nn.cache import KVCache
 from star.nn.masks import Visibility
 from star.nn.position import Rotation, rotate
-from star.nn.prefix import EVERYTHING, attend_prefix
+from star.nn.prefix import EVERYTHING, attend_prefix, shares
 from star.nn.recipe import Recipe, linear, run, worthwhile
 
 
@@ -57,8 +57,7 @@ def attend(
     if bias is not None:
         bias = bias.to(q.dtype)
     if backend == "matmul":
-        scores = q @ k.transpose(-1, -2)
-        return (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v
+        return shares(q, k, bias).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 BACKENDS = ("auto", "prefix", "matmul", "dense", "flex")
-MATMUL_LENGTH = 1024  # beyond it the L x L scores of `matmul` cost more than SDPA's slow bf16 backward on a CPU
+MATMUL_LENGTH = 1024  # tried up to here scale by scale; all L x L scores at once cost more beyond it than SDPA on a CPU
 FLEX_LENGTH = 512  # below it a kernel a scale is soon done, and compiling one for all takes longer than it ever saves
 FLEX_HEAD_WIDTH = 16  # the narrowest head that FlexAttention's kernels take
 

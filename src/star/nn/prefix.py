@@ -66,7 +66,13 @@ def by_head(mixed: Tensor, heads: int) -> Tensor:
     return mixed.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def empty_by_token(made: Tensor, dtype: torch.dtype) -> Tensor:
+def room_for(q: Tensor) -> tuple[Tensor, Tensor]:
+    """An output (B, L, C) to be written, and the view of it by head, for queries (B, heads, L, d)."""
+    mixed = q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
+    return mixed, by_head(mixed, q.shape[1])
+
+
+def zeros_by_token(made: Tensor, dtype: torch.dtype) -> Tensor:
     """Zeros (B, heads, L, d) laid out by token, as what queries, keys and values were split from."""
     return torch.zeros(made.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
 
@@ -79,8 +85,7 @@ class _WrittenOut(Function):
         ctx: Any, make: Callable[..., Any], spans: Spans, bias: Tensor | None, *inputs: Tensor | None
     ) -> Tensor:
         q, k, v = make(*inputs)
-        mixed = q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
-        heads = by_head(mixed, q.shape[1])
+        mixed, heads = room_for(q)
         for i, j in in_pieces(spans, q, k):
             heads[:, :, i] = shares(q[:, :, i], k[:, :, j], bias) @ v[:, :, j]
         ctx.make, ctx.spans = make, spans
@@ -93,9 +98,9 @@ class _WrittenOut(Function):
         made, gradients = made_again(ctx.make, inputs, ctx.needs_input_grad[3:])
         q, k, v = (part.detach() for part in made)
         grad = by_head(grad, q.shape[1])
-        of_q = empty_by_token(q, q.dtype)
+        of_q = zeros_by_token(q, q.dtype)
         # each key is seen by several scales, whose gradients bf16 would round at every sum
-        of_k, of_v = (empty_by_token(x, torch.float32) for x in (k, v))
+        of_k, of_v = (zeros_by_token(x, torch.float32) for x in (k, v))
         for i, j in in_pieces(ctx.spans, q, k):
             given, taken = grad[:, :, i], shares(q[:, :, i], k[:, :, j], bias)
             of_scores = _of_softmax(given @ v[:, :, j].transpose(-1, -2), taken, -1, q.dtype)
@@ -113,8 +118,7 @@ class _Attention(Function):
         ctx: Any, make: Callable[..., Any], spans: Spans, bias: Tensor | None, *inputs: Tensor | None
     ) -> Tensor:
         q, k, v = make(*inputs)
-        mixed = q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
-        heads = by_head(mixed, q.shape[1])
+        mixed, heads = room_for(q)
         sums = []  # logarithms of the softmax's denominators
         for i, j in spans:
             heads[:, :, i], logs = _forward(q[:, :, i], k[:, :, j], v[:, :, j], attn_mask=bias, scale=1.0)
@@ -130,7 +134,7 @@ class _Attention(Function):
         made, gradients = made_again(ctx.make, inputs, ctx.needs_input_grad[3:])
         q, k, v = (part.detach() for part in made)
         grad, mixed = (by_head(x, q.shape[1]) for x in (grad, mixed))
-        of_q, of_k, of_v = (empty_by_token(x, x.dtype) for x in made)
+        of_q, of_k, of_v = (zeros_by_token(x, x.dtype) for x in made)
         for (i, j), logs in zip(ctx.spans, sums, strict=True):
             own = q[:, :, i], k[:, :, j], v[:, :, j]
             parts = _backward(grad[:, :, i], *own, mixed[:, :, i], logs, 0.0, False, attn_mask=bias, scale=1.0)

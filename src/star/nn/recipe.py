@@ -162,6 +162,7 @@ class _Linear(Function):
         x, gradients = made_again(ctx.make, inputs, needed)
         grad = grad.contiguous()
         rows = grad.flatten(0, -2)
-        of_weight = product(rows.t(), x.detach().to(weight.dtype).flatten(0, -2).t()) if needs_weight else None
+        # not by `product`, which would first write out the transposed gradient, the largest of these matrices
+        of_weight = rows.t() @ x.detach().to(weight.dtype).flatten(0, -2) if needs_weight else None
         of_bias = rows.sum(0) if needs_bias else None
         return None, of_weight, of_bias, *gradients(product(grad, weight.t()).to(x.dtype) if any(needed) else grad)

@@ -21,11 +21,12 @@ from star.checkpoints.fingerprint import fingerprint
 from star.checkpoints.pretrained import PARTS
 from star.checkpoints.stages import Carried, carry_over, check_resumable, schedule_of, table
 from star.training.blocks import BlockExecution
-from star.training.checks import check_trainer, check_validation, choose_precision, in_batches
+from star.training.checks import check_trainer, check_validation, choose_precision, device_kind, in_batches
 from star.training.from_generator import check_generator, load_generator
 from star.training.generator_module import GeneratorModule
 from star.training.sampler_module import SamplerModule
 from star.utils.files import tidy
+from star.utils.heap import keep_freed_memory
 from star.utils.instantiate import build_all, instantiate
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Run:
         quieten()
         choose_precision(config)
         check_trainer(config)
+        if device_kind(config["trainer"]["accelerator"]) == "cpu":
+            keep_freed_memory()
         lightning.seed_everything(config["seed"], workers=True, verbose=False)
         resume_from = self.resume_from()
         self.mention_stage_before()

@@ -15,13 +15,19 @@ CUBIC = 0.044715
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Of x, of any shape: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
+    """Of x, of any shape: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
+
+    In bf16 on a CPU it is the form that this one approximates, x times the normal distribution's share below x, which
+    oneDNN has in a quarter of the time: the two are at most 4.8e-4 apart, and bf16 rounds what is above 0.125 by as much.
+    """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         if not torch.is_grad_enabled():
             return _share(x).mul_(x)
         # a compiler decides itself what is kept
         changed: Tensor = x * _share(x) if torch.compiler.is_compiling() else _SigmoidForm.apply(x)
         return changed
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        return F.gelu(x)
     return F.gelu(x, approximate="tanh")
 
 

@@ -19,6 +19,7 @@ from star.sampling.decoder import needs_refiner
 from star.sampling.order import MAX_SEED, at_least_1
 from star.utils.devices import choose_device
 from star.utils.files import write_atomically
+from star.utils.heap import keep_freed_memory
 from star.utils.instantiate import instantiate
 from star.utils.png import describe_picture, drawn_from, write_png
 from star.utils.progress import StepBar
@@ -231,6 +232,8 @@ def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, An
             "refiner=%s isn't used by this preset: choose one that is, sampling=causal_driven", config["refiner"]
         )
     pipeline.to(choose_device(config["device"]))
+    if pipeline.device.type == "cpu":
+        keep_freed_memory()
     if config.get("speed") is not None:
         pipeline.speed_up(instantiate(config["speed"]))
         settings |= {"speed": shown} if (shown := pipeline.speed.decisive()) else {}

@@ -18,7 +18,7 @@ def gelu(x: Tensor) -> Tensor:
     """Of x, of any shape: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
 
     In bf16 on a CPU it is the form that this one approximates, x times the normal distribution's share below x, which
-    oneDNN has in a quarter of the time: the two are at most 4.8e-4 apart, and bf16 rounds what is above 0.125 by as much.
+    oneDNN has in a quarter of the time: the two are at most 4.8e-4 apart, and bf16 rounds numbers above 0.125 by more.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         if not torch.is_grad_enabled():

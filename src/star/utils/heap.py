@@ -13,8 +13,9 @@ _MOST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Have glibc keep what this process frees, for its next allocations, in place of giving it back to the system.
 
-    A step of a training frees what the next one needs again. Given back, every page has to be asked for and cleared
-    anew: 24,000 a step of the demo's generator, a tenth of its time, for the same peak.
+    A step of a training frees what the next one needs again, as does a scale of a drawing. Given back, every page has
+    to be asked for and cleared anew: up to 24,000 a step of the demo's generator, a tenth of its time, for the same
+    peak.
 
     Returns:
         Whether it does so now: not off Linux, with another C library, or where the environment says how to allocate.

@@ -13,8 +13,8 @@ from star.utils.heap import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else None)
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for step in range(10):
-    if step == 5:  # by now the heap has room
+for step in range(25):
+    if step == 20:  # long after the heap has found room: within seven rounds of several runs
         before = faults()
     blocks = [torch.zeros(10_000_000) for i in range(2)]
     del blocks

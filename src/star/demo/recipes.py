@@ -120,7 +120,8 @@ def configuration(overrides: Sequence[str]) -> dict[str, Any]:
     return plain(compose("train", overrides))
 
 
-_TOLD = {
+# how often captions of the training say what, see star.data.shapes
+_CAPTIONS = {
     "single_object": 0.02,
     "two_object": 0.04,
     "counting": 0.15,
@@ -130,7 +131,6 @@ _TOLD = {
     "color_position": 0.4,
     "color_counting": 0.05,
 }
-"""How often captions of the demo's training say what, see `star.data.shapes`."""
 
 
 def shapes(out: Path) -> Recipe:
@@ -151,7 +151,7 @@ def shapes(out: Path) -> Recipe:
                 "seed=0",
                 "split=train",
                 "exact=0.9",
-                *(f"weights.{tag}={weight}" for tag, weight in _TOLD.items()),
+                *(f"weights.{tag}={weight}" for tag, weight in _CAPTIONS.items()),
             ],
             "validation": [
                 *write,

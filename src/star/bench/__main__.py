@@ -27,6 +27,7 @@ has to be there. Totals include decoding and leave reading the text out.
   against=FILE.json    compare with an earlier run
   versus="dtype=bf16 speed=plain"    measure a second setting, in turns with the first, and compare
   versus=implementation=reference    the same work by the steps of the released code (sample, train)
+  versus=implementation=products     its matrix products alone, in their own shapes: the floor (sample, train)
   KEY=VALUE            anything of conf/: model=d16 stage=256 mask=markov sampling.guidance.off_after=-3,
                        speed=default|plain|small_card|graphs speed.weights=cast ...
 """

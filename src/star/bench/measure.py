@@ -14,11 +14,11 @@ import torch
 
 from star.bench.memory import PeakMemory
 from star.bench.peak import Peak, scale_flops
+from star.bench.products import PRODUCTS
 from star.bench.reference import REFERENCE
 from star.bench.settings import Request, Settings
 from star.bench.stopwatch import Stopwatch, Times, stamp
-from star.bench.work import BLOCKS, WORK, Sample, Work, text_tokens
-from star.sampling.guidance import is_guided
+from star.bench.work import BLOCKS, WORK, Sample, Work, halves, text_tokens
 
 log = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -35,7 +35,7 @@ class Run:
     def __init__(self, settings: Settings) -> None:
         log.info("building %s", settings)
         self.settings = settings
-        known = REFERENCE if settings.implementation == "reference" else WORK
+        known = {"star": WORK, "reference": REFERENCE, "products": PRODUCTS}[settings.implementation]
         self.work: Work = known[settings.kind](settings)
         self.watch = Stopwatch(self.work.device)
         self.memory = PeakMemory(self.work.device)
@@ -86,7 +86,7 @@ class Run:
         }
         if flops:
             record |= {"gflop": flops / 1e9, "gflops_per_second": flops / wall["total"] / 1e9}
-        if isinstance(self.work, Sample) and self.settings.kind == "sample":
+        if isinstance(self.work, Sample) and self.settings.kind == "sample" and self.settings.implementation == "star":
             record["matmul"] = self._matmul(self.work)
         return record
 
@@ -99,9 +99,7 @@ class Run:
         threads = 1 if place else torch.get_num_threads()
         scales = []
         for k, size in enumerate(schedule.sizes):
-            later = [is_guided(pipeline.decoder.guidance, j, schedule) for j in range(k, len(schedule))]
-            halves = 2 if any(later) or (not pipeline.speed.skip_guidance and pipeline.decoder.guidance) else 1
-            rows = halves * self.settings.batch
+            rows = halves(pipeline, k) * self.settings.batch
             seconds = statistics.median(times[f"blocks/{k}"][place] for times in self.scales) / threads
             reached = rows * scale_flops(model, schedule, k, text_tokens(model)) / seconds / 1e9
             alone = peak.scale(rows * schedule.lengths[k])

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from star.bench.products import layers_of
 from star.bench.stopwatch import stamp
 from star.models.flops import block_flops
 from star.models.transformer import STARTransformer
@@ -63,7 +64,7 @@ class Peak:
         flops = 0
         calls: list[tuple[Tensor, Any]] = []
         for block in self.blocks:
-            for layer in _layers(block):
+            for layer in layers_of(block):
                 x = inputs.setdefault(
                     layer.in_features, torch.randn(rows, layer.in_features, device=self.device).to(kind)
                 )
@@ -102,9 +103,3 @@ def scale_flops(model: STARTransformer, schedule: ScaleSchedule, k: int, text_to
             kv = block.cross_attention.kv
             total -= 2 * text_tokens * kv.in_features * kv.out_features
     return total
-
-
-def _layers(block: Block) -> list[nn.Linear]:
-    layers = [block.attention.qkv, block.attention.out, block.feed_forward.inner, block.feed_forward.out]
-    cross = block.cross_attention
-    return layers if cross is None else [*layers, cross.q, cross.out]

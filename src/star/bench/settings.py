@@ -12,7 +12,7 @@ from star.studies.command import count, split_arguments
 
 KINDS = ("sample", "decode", "train", "text")
 DTYPES = ("fp32", "bf16", "fp16")
-IMPLEMENTATIONS = ("star", "reference")
+IMPLEMENTATIONS = ("star", "reference", "products")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Settings:
         batch: pictures, or captions.
         dtype: `fp32`, or what autocast computes in.
         device: `auto`, `cpu`, `cuda`, ...
-        implementation: `star`: this package's; `reference`: `sample` and `train` by the steps of the released code.
+        implementation: `star`: this package's; of `sample` and `train` also `reference`: by the steps of the released
+            code; and `products`: the matrix products alone, a floor.
         overrides: of conf/: `model=d16`, `stage=256`, `speed=plain`, `sampling.guidance.off_after=-3`, ...
 
     Raises:
@@ -48,8 +49,8 @@ class Settings:
             raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.implementation not in IMPLEMENTATIONS:
             raise ValueError(f"implementation is one of {', '.join(IMPLEMENTATIONS)}, got {self.implementation!r}")
-        if self.implementation == "reference" and self.kind not in ("sample", "train"):
-            raise ValueError(f"the reference's steps are known for sample and train, not for {self.kind}")
+        if self.implementation != "star" and self.kind not in ("sample", "train"):
+            raise ValueError(f"implementation={self.implementation} is known for sample and train, not for {self.kind}")
         if self.speed and self.kind in ("train", "text"):
             raise ValueError(f"{self.speed[0]} says how pictures are drawn, and {self.kind} draws none: leave it out")
 

@@ -18,6 +18,7 @@ from star.models.flops import BACKWARD, decode_flops, transformer_flops
 from star.models.transformer import STARTransformer
 from star.nn.block import Block
 from star.objectives.train_tokens import counts
+from star.pipeline import STARPipeline
 from star.sampling.guidance import is_guided
 from star.sampling.precision import autocast
 from star.training.blocks import BlockExecution
@@ -195,6 +196,15 @@ def _scale_of(*arguments: Any, k: int, **named: Any) -> str:
     """The part that a call of `STARTransformer.step` belongs to."""
     del arguments, named
     return f"blocks/{k}"
+
+
+def halves(pipeline: STARPipeline, k: int) -> int:
+    """2 where scale `k` is drawn for the text and for the empty text, because of itself or of a later scale, else 1."""
+    guidance, schedule = pipeline.decoder.guidance, pipeline.schedule
+    if guidance is None:
+        return 1
+    later = any(is_guided(guidance, j, schedule) for j in range(k, len(schedule)))
+    return 2 if later or not pipeline.speed.skip_guidance else 1
 
 
 def text_tokens(model: STARTransformer) -> int:

@@ -26,3 +26,15 @@ def test_a_failing_step_ends_the_demo_without_a_traceback(tmp_path: Path, monkey
     with pytest.raises(SystemExit) as ended:
         demo.main([f"out={tmp_path / 'out'}"])
     assert ended.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "expected"),
+    [("cpu", 1, (1, None)), ("cpu", 2, (2, 1)), ("cpu", 6, (4, 1)), ("cpu", 16, (4, 4)), ("cuda", 16, (1, None))],
+)
+def test_cores_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch, device: str, cores: int, expected: tuple[int, int | None]
+) -> None:
+    monkeypatch.setattr("star.utils.devices.choose_device", lambda name: device)
+    monkeypatch.setattr("torch.get_num_threads", lambda: cores)
+    assert demo.helpers() == expected

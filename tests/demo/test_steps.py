@@ -64,6 +64,17 @@ def test_a_failing_command_is_named(tmp_path: Path) -> None:
         Steps(tmp_path / "steps.json").run([Step("x", "fails", ["-c", "raise SystemExit(3)"])])
 
 
+def test_processes_share_a_command(tmp_path: Path) -> None:
+    script = tmp_path / "share.py"
+    script.write_text(
+        "import os, pathlib\n"
+        "name = os.environ['RANK'] + ' of ' + os.environ['WORLD_SIZE']\n"
+        f"(pathlib.Path({str(tmp_path)!r}) / name).write_text(os.environ['OMP_NUM_THREADS'])\n"
+    )
+    Steps(tmp_path / "steps.json").run([Step("a", "sharing", [str(script)], threads=1, processes=2)])
+    assert [(tmp_path / f"{rank} of 2").read_text() for rank in range(2)] == ["1", "1"]
+
+
 @pytest.mark.parametrize("told", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
 def test_who_says_how_threads_wait_is_heard(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"):

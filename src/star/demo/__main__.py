@@ -88,10 +88,27 @@ def steps_of(recipe: Recipe) -> list[Step]:
 
 
 def scoring(recipe: Recipe, name: str, says: str, metric: str, *more: str) -> Step:
-    """One metric of the finished model as a step."""
+    """One metric of the finished model as a step; what it gives doesn't depend on how many processes share it."""
     out = recipe.evaluation if metric == "shapes" else recipe.understanding
     command = ["evaluate.py", f"metric={metric}", f"ckpt={recipe.generator_checkpoint}", f"out={out}", *more]
-    return Step(name, says, command, command, owns=[out])
+    processes, threads = helpers()
+    return Step(name, says, command, command, owns=[out], threads=threads, processes=processes)
+
+
+def helpers() -> tuple[int, int | None]:
+    """How many processes should draw, and the threads of each: a small model keeps several busier than one.
+
+    A GPU has one; None leaves the threads to PyTorch.
+    """
+    import torch
+
+    from star.utils.devices import choose_device
+
+    cores = torch.get_num_threads()
+    if choose_device("auto") != "cpu" or cores == 1:
+        return 1, None
+    processes = min(cores, 4)
+    return processes, cores // processes
 
 
 def start_over(out: Path) -> None:

@@ -37,7 +37,8 @@ class Step:
         command: arguments for Python, run from the project's root; or a function.
         recipe: everything that its result depends on besides the steps before; any JSON.
         owns: folders that are removed before a changed step runs anew.
-        threads: what a command may use of the CPU; by default what PyTorch takes.
+        threads: what a command, or each of its processes, may use of the CPU; by default what PyTorch takes.
+        processes: how many share a command's work, as torchrun starts them.
         output: file for what a command says, anew each time; by default it is shown.
 
     """
@@ -48,6 +49,7 @@ class Step:
     recipe: Any = None
     owns: Sequence[Path] = ()
     threads: int | None = None
+    processes: int = 1
     output: Path | None = None
 
 
@@ -96,7 +98,7 @@ class Steps:
         try:
             if callable(step.command):
                 step.command()
-            elif run_command(step.command, step.threads, step.output) != 0:
+            elif run_command(shared_by(step.processes, step.command), step.threads, step.output) != 0:
                 said = "" if step.output is None else f"; {step.output} says why"
                 raise ChildProcessError(f"step {step.name} failed: python {' '.join(step.command)}{said}")
         except BaseException:
@@ -123,6 +125,13 @@ def run_command(words: Sequence[str], threads: int | None = None, output: Path |
         return run_to_its_end(command, env=environment(threads))
     with output.open("w") as file:
         return run_to_its_end(command, env=environment(threads), stdout=file, stderr=file)
+
+
+def shared_by(processes: int, words: Sequence[str]) -> list[str]:
+    """Arguments for Python by which so many processes on this machine share a command that knows of such."""
+    if processes == 1:
+        return list(words)
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]
 
 
 def run_to_its_end(command: Sequence[str], **settings: Any) -> int:

@@ -17,6 +17,7 @@ from star.checkpoints.refiner import with_refiner
 from star.pipeline import STARPipeline
 from star.sampling.decoder import needs_refiner
 from star.sampling.order import MAX_SEED, at_least_1
+from star.sampling.precision import chosen_precision
 from star.utils.devices import choose_device
 from star.utils.files import write_atomically
 from star.utils.heap import keep_freed_memory
@@ -211,8 +212,9 @@ def open_pipeline(config: Mapping[str, Any]) -> tuple[STARPipeline, dict[str, An
 
     """
     check_source(config)
-    settings = {"precision": config["precision"], "negative_prompt": config["negative_prompt"] or ""}
-    trusted: dict[str, Any] = {"precision": config["precision"], "trusted": config["trusted"]}
+    precision = chosen_precision(config["precision"], choose_device(config["device"]))
+    settings = {"precision": precision, "negative_prompt": config["negative_prompt"] or ""}
+    trusted: dict[str, Any] = {"precision": precision, "trusted": config["trusted"]}
     if config.get("pretrained") is None:
         build, preset = resolve_sampling(config, config["sampling"])
         trusted |= {"refiner": config["refiner"], "averaged": config["averaged"]}

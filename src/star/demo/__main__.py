@@ -80,7 +80,14 @@ def steps_of(recipe: Recipe) -> list[Step]:
         ]
     if recipe.scored:
         steps += [
-            scoring(recipe, "scores", "drawing the evaluation's captions and scoring them", "shapes", "batch=132"),
+            scoring(
+                recipe,
+                "scores",
+                "drawing the evaluation's captions and scoring them",
+                "shapes",
+                "batch=132",
+                "precision=auto",
+            ),
             scoring(recipe, "understanding", "telling true captions from wrong ones", "minimal_pairs", "batch=66"),
         ]
     steps.append(Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe)))
@@ -88,7 +95,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
 
 
 def scoring(recipe: Recipe, name: str, says: str, metric: str, *more: str) -> Step:
-    """One metric of the finished model as a step; what it gives doesn't depend on how many processes share it."""
+    """One metric of the finished model as a step, shared by processes; only rounding depends on how many."""
     out = recipe.evaluation if metric == "shapes" else recipe.understanding
     command = ["evaluate.py", f"metric={metric}", f"ckpt={recipe.generator_checkpoint}", f"out={out}", *more]
     processes, threads = helpers()

@@ -27,7 +27,7 @@ from star.evaluation.ranks import Ranks
 from star.models.tokenizer.tokenizer import MultiScaleTokenizer
 from star.pipeline import STARPipeline
 from star.sampling.order import at_least_1
-from star.sampling.precision import autocast
+from star.sampling.precision import autocast, chosen_precision
 from star.schedule import ScaleSchedule
 from star.utils.devices import choose_device
 from star.utils.instantiate import instantiate_trusted
@@ -83,9 +83,9 @@ class Context:
     """
 
     def __init__(self, config: Mapping[str, Any], ranks: Ranks | None = None) -> None:
-        self.config = config
-        self.ranks = ranks or Ranks()
         self.device = choose_device(config["device"])
+        self.config = {**config, "precision": chosen_precision(config["precision"], self.device)}
+        self.ranks = ranks or Ranks()
         self.followed: Followed | None = None
         self._drawn: dict[str, Drawn] = {}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from star.utils.devices import cpu_has_bf16
+from star.utils.devices import cpu_has_bf16, fast_precision
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,27 @@ def check_precision(precision: str) -> None:
     """Raise a ValueError for an unknown precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def chosen_precision(name: str, device: str) -> str:
+    """The precision that a setting names; `auto` is what the device is fast in.
+
+    Args:
+        name: `auto`, or one of `PRECISIONS`.
+        device: where pictures are drawn: `cpu`, `cuda`, ...
+
+    Raises:
+        ValueError: for another word.
+
+    """
+    if name in PRECISIONS:
+        return name
+    if name != "auto":
+        raise ValueError(f"precision is one of auto, {', '.join(PRECISIONS)}, got {name!r}")
+    fast, why = fast_precision(torch.device(device).type)
+    chosen = {"32-true": "fp32", "16-mixed": "fp16", "bf16-mixed": "bf16"}[fast]
+    log.info("precision=auto: %s, as %s", chosen, why)
+    return chosen
 
 
 def precision_of(state: Mapping[str, Tensor]) -> str:

@@ -125,7 +125,7 @@ def page(title: str, facts: Mapping[str, Any], figures: Sequence[tuple[str, Path
         ]
     body += ["<h2>Time</h2>", table({"step": ["seconds"]}, {name: [value] for name, value in facts["seconds"].items()})]
     machine = ", ".join(f"{name} {value}" for name, value in facts["machine"].items())
-    body.append(f"<p class='note'>Peak memory {facts['peak_memory_gib']} GiB; {html.escape(machine)}.</p>")
+    body.append(f"<p class='note'>Largest process: {facts['peak_memory_gib']} GiB; {html.escape(machine)}.</p>")
     head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(body)}</body></html>"
 

@@ -131,7 +131,7 @@ def shared_by(processes: int, words: Sequence[str]) -> list[str]:
     """Arguments for Python by which so many processes on this machine share a command that knows of such."""
     if processes == 1:
         return list(words)
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]
+    return ["-m", "star.demo.shared", str(processes), *words]
 
 
 def run_to_its_end(command: Sequence[str], **settings: Any) -> int:

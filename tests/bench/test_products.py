@@ -10,6 +10,7 @@ import pytest
 from star.bench import products
 from star.bench.products import ProductsSample, ProductsTrain
 from star.bench.settings import Settings
+from star.bench.work import Train
 from tests.bench.test_bench import OFF, TOY, measured
 
 Count = Callable[[Callable[[], object]], int]
@@ -31,9 +32,20 @@ def test_drawing_counts_as_computed(more: tuple[str, ...], counted: Count) -> No
 
 
 @pytest.mark.parametrize("more", [(), ("mask=markov",), ("train_tokens=random_tail", "train_tokens.share=0.9")])
-def test_training_counts_as_computed(more: tuple[str, ...], counted: Count) -> None:
-    work = ProductsTrain(Settings("train", batch=2, overrides=(*TOY, *more)))
-    assert counted(work.run) == work.flops()
+def test_training_counts_as_done(more: tuple[str, ...], counted: Count) -> None:
+    settings = Settings("train", batch=2, overrides=(*TOY, *more))
+    floor, work = ProductsTrain(settings), Train(settings)
+    smoothing = counted(lambda: work.tokenizer.quantizer.teacher_forcing(work.codes, work.schedule))
+    assert counted(floor.run) == counted(work.run) - smoothing
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(("compile=blocks",), "compile=false"), (("model.adaptive_norm=own", "text_encoder.width=32"), "adaptive_norm")],
+)
+def test_what_it_would_leave_out_is_refused(more: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProductsTrain(Settings("train", overrides=(*TOY, *more)))
 
 
 @pytest.mark.parametrize(

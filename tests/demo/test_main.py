@@ -30,7 +30,14 @@ def test_a_failing_step_ends_the_demo_without_a_traceback(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("device", "cores", "expected"),
-    [("cpu", 1, (1, None)), ("cpu", 2, (2, 1)), ("cpu", 6, (4, 1)), ("cpu", 16, (4, 4)), ("cuda", 16, (1, None))],
+    [
+        ("cpu", 1, (1, None)),
+        ("cpu", 2, (2, 1)),
+        ("cpu", 6, (3, 2)),
+        ("cpu", 7, (1, 7)),
+        ("cpu", 16, (4, 4)),
+        ("cuda", 16, (1, None)),
+    ],
 )
 def test_cores_are_shared_out(
     monkeypatch: pytest.MonkeyPatch, device: str, cores: int, expected: tuple[int, int | None]

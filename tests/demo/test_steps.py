@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from star.demo.steps import Step, Steps, environment, fingerprint, shared_by
+from star.demo.steps import Step, Steps, environment, fingerprint
 
 
 def runner(tmp_path: Path, calls: list[str], *, recipe: int = 0, fail: str = "") -> list[Step]:
@@ -75,15 +75,19 @@ def test_processes_share_a_command(tmp_path: Path) -> None:
     assert [(tmp_path / f"{rank} of 2").read_text() for rank in range(2)] == ["1", "1"]
 
 
-def test_shared_work_that_fails_is_named_without_traces_of_the_launcher(tmp_path: Path) -> None:
-    words = ["import sys; sys.exit('no such model')", "raise SystemExit(0)"]
-    for code, returned in zip(words, (1, 0), strict=True):
-        run = subprocess.run(
-            [sys.executable, *shared_by(2, ["-c", code])], capture_output=True, text=True, env=environment(1)
-        )
-        assert run.returncode == returned
-        assert "Traceback" not in run.stderr
-        assert ("no such model" in run.stderr) == (returned == 1)
+def test_shared_work_that_fails_in_one_process_ends_in_all_and_is_tried_once(tmp_path: Path) -> None:
+    tries = tmp_path / "tries"
+    code = (
+        "import os, sys, time\n"
+        f"print(os.environ['RANK'], file=open({str(tries)!r}, 'a'))\n"
+        "sys.exit('no such model') if os.environ['RANK'] == '1' else time.sleep(60)\n"
+    )
+    begun = time.monotonic()
+    with pytest.raises(ChildProcessError, match="step a failed"):
+        Steps(tmp_path / "steps.json").run([Step("a", "failing", ["-c", code], threads=1, processes=2)])
+    assert time.monotonic() - begun < 30
+    assert set(tries.read_text().split()) <= {"0", "1"}
+    assert len(tries.read_text().split()) <= 2
 
 
 @pytest.mark.parametrize("told", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}], ids=str)

@@ -156,11 +156,11 @@ def test_studies_run_side_by_side_and_those_that_take_times_alone(
     """Two of the first kind wait for each other, which only ends when both run; one failure doesn't stop the rest."""
     both, running, alone = threading.Barrier(2), Counter[str](), []
 
-    def pretend(command: list[str], *, env: dict[str, str], stdout: Any = None, **_: Any) -> int:
+    def pretend(command: list[str], *, environments: list[dict[str, str]], stdout: Any = None, **_: Any) -> int:
         name = command[2].removeprefix("star.studies.")
         running[name] += 1
         if name in ("topk", "locality"):
-            assert env["OMP_NUM_THREADS"] == "3"
+            assert environments[0]["OMP_NUM_THREADS"] == "3"
             print("step 7 of 8", file=stdout, flush=True)
             both.wait(timeout=30)
             time.sleep(0.1)

@@ -1,9 +1,10 @@
 """A floor for the same work, to be timed beside it: its matrix products alone, `versus=implementation=products`.
 
-Each has its own shape, over the model's weights, held in the precision and the order that suit the machine. What is
-between them is left out: norms, rotations, activations, sums, casts, filters, drawing, the quantiser, the optimiser.
-Attention in drawing is PyTorch's fused kernel; in training it is the six products that it can't do without, of what the
-mask lets be seen. The decoder is drawn with as it is.
+Each has its own shape, over the model's weights, in the working precision, for drawing in the order that suits the
+machine. What is between them in the transformer is left out: norms, rotations, activations, sums, casts, filters, the
+drawing of tokens, the quantiser. Attention in drawing is PyTorch's fused kernel, softmax and all; in training it is the
+six products that it can't do without, of what the mask lets be seen. The decoder runs as it is. So it is a floor for
+work with these libraries' kernels and this decoder, not for all work.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class ProductsSample(Sample):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         model, schedule = self.pipeline.transformer, self.pipeline.schedule
+        self.start = start_of(model)
         self.kind = PRECISIONS[settings.dtype]
         hold(nn.ModuleList(model.blocks), "auto", self.kind)
         self.numbers = Numbers(self.device)
@@ -95,10 +97,9 @@ class ProductsSample(Sample):
     def ends(self, rows: int, length: int, *, first: bool) -> None:
         """What is before and behind the blocks, in fp32."""
         model = self.pipeline.transformer
-        before = (model.start, rows) if first else (model.embed, rows * length)
+        before = (self.start, rows) if first else (model.embed, rows * length)
         for layer, count in (before, (model.head.logits, rows * length)):
-            if isinstance(layer, nn.Linear):  # a model of classes has no layer for its start
-                product(self.numbers(count, layer.in_features, kind=torch.float32), layer.weight.float())
+            product(self.numbers(count, layer.in_features, kind=torch.float32), layer.weight.float())
 
     @contextmanager
     def watched(self, watch: Stopwatch) -> Iterator[None]:
@@ -111,10 +112,18 @@ class ProductsSample(Sample):
 
 
 class ProductsTrain(Train):
-    """Forward and backward of the transformer: three products of every linear layer, six of every attention."""
+    """Forward and backward of the transformer: three products of a linear layer, two of one whose input is frozen.
+
+    Attention has six.
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        self.start = start_of(self.model)
+        if self.execution.compile:
+            raise ValueError(
+                "nothing is between products that could be compiled: implementation=products compile=false"
+            )
         self.kind = PRECISIONS[settings.dtype]
         self.numbers = Numbers(self.device)
         kept = counts(instantiate(self.config["train_tokens"]), self.schedule)
@@ -136,9 +145,9 @@ class ProductsTrain(Train):
         """A block's linear layers, the text's among them."""
         batch = self.settings.batch
         for layer in layers_of(block):
-            self._thrice(self.narrow[layer], batch * self.tokens)
+            self._multiply(self.narrow[layer], batch * self.tokens)
         if block.cross_attention is not None:
-            self._thrice(self.narrow[block.cross_attention.kv], batch * text_tokens(self.model))
+            self._multiply(self.narrow[block.cross_attention.kv], batch * text_tokens(self.model), frozen=True)
 
     def attention(self, block: Block) -> None:
         """Scores, mixture, and the gradients of both factors of both; scale by scale, and to the text."""
@@ -157,16 +166,17 @@ class ProductsTrain(Train):
     def ends(self) -> None:
         """What is before and behind the blocks, in fp32."""
         batch, model = self.settings.batch, self.model
-        self._thrice(model.head.logits.weight, batch * self.tokens)
-        self._thrice(model.embed.weight, batch * (self.schedule.total - self.own))
-        if isinstance(model.start, nn.Linear):
-            self._thrice(model.start.weight, batch)
+        self._multiply(model.head.logits.weight, batch * self.tokens)
+        self._multiply(model.embed.weight, batch * (self.schedule.total - self.own), frozen=True)
+        self._multiply(self.start.weight, batch, frozen=True)
 
-    def _thrice(self, weight: Tensor, rows: int) -> None:
-        """The product, the gradient of its input and that of its weight."""
+    def _multiply(self, weight: Tensor, rows: int, *, frozen: bool = False) -> None:
+        """The product, the gradient of its weight and, unless the input is frozen, that of its input."""
         x, grad = (self.numbers(rows, side, kind=weight.dtype) for side in reversed(weight.shape))
         product(x, weight)
-        grad @ weight, grad.t() @ x
+        torch.mm(grad.t(), x)
+        if not frozen:
+            product(grad, weight.t())
 
     @contextmanager
     def watched(self, watch: Stopwatch) -> Iterator[None]:
@@ -175,6 +185,18 @@ class ProductsTrain(Train):
             for method in ("linear", "attention", "ends"):
                 stack.enter_context(watch.calls(self, method, method))
             yield
+
+
+def start_of(model: STARTransformer) -> nn.Linear:
+    """The layer that makes the start token.
+
+    Raises:
+        ValueError: for a model with adaptive norms, which has none, and products that aren't among these.
+
+    """
+    if not isinstance(model.start, nn.Linear):
+        raise ValueError("implementation=products multiplies for models of texts: leave model.adaptive_norm at none")
+    return model.start
 
 
 def layers_of(block: Block) -> list[nn.Linear]:

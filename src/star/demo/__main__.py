@@ -114,7 +114,7 @@ def helpers() -> tuple[int, int | None]:
     cores = torch.get_num_threads()
     if choose_device("auto") != "cpu" or cores == 1:
         return 1, None
-    processes = min(cores, 4)
+    processes = max(count for count in (1, 2, 3, 4) if cores % count == 0)
     return processes, cores // processes
 
 

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -98,7 +99,7 @@ class Steps:
         try:
             if callable(step.command):
                 step.command()
-            elif run_command(shared_by(step.processes, step.command), step.threads, step.output) != 0:
+            elif run_command(step.command, step.threads, step.output, processes=step.processes) != 0:
                 said = "" if step.output is None else f"; {step.output} says why"
                 raise ChildProcessError(f"step {step.name} failed: python {' '.join(step.command)}{said}")
         except BaseException:
@@ -118,38 +119,66 @@ class Steps:
         write_atomically(self.record, lambda path: _write(path, text))
 
 
-def run_command(words: Sequence[str], threads: int | None = None, output: Path | None = None) -> int:
-    """Run Python with these arguments, what it says shown or in a file; its exit code."""
+def run_command(
+    words: Sequence[str], threads: int | None = None, output: Path | None = None, *, processes: int = 1
+) -> int:
+    """Run Python with these arguments, what it says shown or in a file; its exit code, or that of the first to fail."""
     command = [sys.executable, *words]
+    environments = [{**environment(threads), **place} for place in places(processes)]
     if output is None:
-        return run_to_its_end(command, env=environment(threads))
+        return run_to_its_end(command, environments=environments)
     with output.open("w") as file:
-        return run_to_its_end(command, env=environment(threads), stdout=file, stderr=file)
+        return run_to_its_end(command, environments=environments, stdout=file, stderr=file)
 
 
-def shared_by(processes: int, words: Sequence[str]) -> list[str]:
-    """Arguments for Python by which so many processes on this machine share a command that knows of such."""
+def places(processes: int) -> list[dict[str, str]]:
+    """What tells so many processes on this machine of one another, as torchrun would; nothing for a single one.
+
+    Torchrun itself starts sessions of their own, which ctrl-C doesn't reach, and ends with pages of its own traces.
+    """
     if processes == 1:
-        return list(words)
-    return ["-m", "star.demo.shared", str(processes), *words]
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def run_to_its_end(command: Sequence[str], **settings: Any) -> int:
-    """A command's exit code. One that hears ctrl-C, too, has the time to save, which `subprocess.run` doesn't give."""
+def run_to_its_end(command: Sequence[str], *, environments: Sequence[dict[str, str]], **settings: Any) -> int:
+    """A command's exit code, run once in each environment, side by side; if one fails, the others are ended.
+
+    One that hears ctrl-C, too, has the time to save, which `subprocess.run` doesn't give.
+    """
+    running: list[subprocess.Popen[Any]] = []
     with passing_on_sigterm():
-        process = subprocess.Popen(command, **settings)
-        _RUNNING.add(process)
         try:
-            return process.wait()
+            for own in environments:
+                running.append(subprocess.Popen(command, env=own, **settings))
+                _RUNNING.add(running[-1])
+            return _wait(running)
         except (KeyboardInterrupt, SystemExit):
             log.info("waiting until it has saved; ctrl-C once more doesn't wait")
-            try:
+            for process in running:
                 process.wait()
-            finally:
-                process.kill()  # nothing if it is over
             raise
         finally:
-            _RUNNING.discard(process)
+            for process in running:
+                process.kill()  # nothing if it is over
+                process.wait()
+                _RUNNING.discard(process)
+
+
+def _wait(running: Sequence[subprocess.Popen[Any]]) -> int:
+    """Until all have ended well, or one has not."""
+    if len(running) == 1:
+        return running[0].wait()
+    while True:
+        codes = [process.poll() for process in running]
+        if failed := next((code for code in codes if code), 0):
+            return failed
+        if None not in codes:
+            return 0
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from star.bench import products
+from star.bench.__main__ import main
 from star.bench.products import ProductsSample, ProductsTrain
 from star.bench.settings import Settings
 from star.bench.work import Train
@@ -61,3 +62,10 @@ def test_the_command_measures_it(
     assert found["settings"]["implementation"] == "products"
     assert parts < set(found["cpu_seconds"])
     assert "matmul" not in found
+
+
+def test_the_table_says_which_is_which(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "threads=1", "repeats=1", "warmup=0", "versus=implementation=products", *TOY])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("train: batch 1")
+    assert any(line.startswith("versus: products, batch 1") for line in lines)

@@ -67,6 +67,8 @@ def as_text(record: Record) -> str:
 def _title(record: Record) -> str:
     settings = record["settings"]
     words = [f"batch {settings['batch']}", settings["dtype"], *settings["overrides"]]
+    if settings["implementation"] != "star":
+        words.insert(0, settings["implementation"])
     return f"{', '.join(words)}; median of {record['repeats']}"
 
 

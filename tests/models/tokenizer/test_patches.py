@@ -36,6 +36,22 @@ def test_equal_patches_have_equal_features_wherever_they_lie(encoder: PatchEncod
     assert torch.equal(f, f[..., :1, :1].expand_as(f))
 
 
+def test_a_large_patch_can_be_looked_at_small() -> None:
+    """Its pixels count by their averages alone; a patch that is small enough is seen whole."""
+    torch.manual_seed(0)
+    small = PatchEncoder(width=16, depth=1, code_width=6, patch_size=8, seen_size=4)
+    assert small.stem.in_features == 3 * 4 * 4
+    images = torch.randn(1, 3, 16, 8)
+    averages = images.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+    f = small(images)
+    assert f.shape == (1, 6, 2, 1)
+    torch.testing.assert_close(f, small(averages.repeat_interleave(2, 2).repeat_interleave(2, 3)))
+    whole = PatchEncoder(width=16, depth=1, code_width=6, patch_size=4, seen_size=8)
+    assert whole.stem.in_features == 3 * 4 * 4
+    with pytest.raises(ValueError, match="patch of 8 pixels a side can't be seen as 3"):
+        PatchEncoder(width=16, depth=1, code_width=6, patch_size=8, seen_size=3)
+
+
 def test_faded_blocks_are_shortcuts(encoder: PatchEncoder) -> None:
     fade_in(encoder)
     block, x = encoder.blocks[0], torch.randn(2, 3, 16)

@@ -35,14 +35,25 @@ class PatchEncoder(nn.Module):
         depth: number of blocks.
         code_width: channels `D` of the features.
         patch_size: side of a patch, and the factor between pixels and features.
+        seen_size: pixels per side at which a larger patch is looked at, averaged; None: all of its pixels. A large
+            patch has more weights for its pixels than all else in a small tokenizer together.
+
+    Raises:
+        ValueError: when a larger patch isn't a whole number of times `seen_size`.
 
     """
 
-    def __init__(self, *, width: int, depth: int, code_width: int, patch_size: int) -> None:
+    def __init__(
+        self, *, width: int, depth: int, code_width: int, patch_size: int, seen_size: int | None = None
+    ) -> None:
         super().__init__()
         self.factor = patch_size
-        self.fold = nn.PixelUnshuffle(patch_size)
-        self.stem = nn.Linear(3 * patch_size**2, width)
+        side = min(patch_size, seen_size or patch_size)
+        if side < 1 or patch_size % side:
+            raise ValueError(f"a patch of {patch_size} pixels a side can't be seen as {seen_size}: take a divisor")
+        self.shrink = patch_size // side
+        self.fold = nn.PixelUnshuffle(side)
+        self.stem = nn.Linear(3 * side**2, width)
         self.blocks = nn.ModuleList(PatchBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, code_width)
@@ -54,6 +65,8 @@ class PatchEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D, H / factor, W / factor) of images (B, 3, H, W)."""
+        if self.shrink > 1:
+            images = F.avg_pool2d(images, self.shrink)
         # in one piece: torch else multiplies a frozen stem under autocast row by row, a copy of its weight for each
         x = self.stem(self.fold(images).movedim(1, -1).contiguous())
         for block in self.blocks:

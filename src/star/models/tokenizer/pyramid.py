@@ -29,18 +29,22 @@ class PyramidEncoder(nn.Module):
         code_width: channels `D` of a scale's features.
         patch_sizes: pixels per side of a token, coarse to fine, each a multiple of the next; the last one is the factor
             between pixels and features.
+        seen_size: pixels per side at which larger patches are looked at, see `PatchEncoder`; None: all of them.
 
     Raises:
-        ValueError: for patch sizes that don't nest.
+        ValueError: for patch sizes that don't nest, or aren't a whole number of times a smaller `seen_size`.
 
     """
 
-    def __init__(self, *, width: int, depth: int, code_width: int, patch_sizes: Sequence[int]) -> None:
+    def __init__(
+        self, *, width: int, depth: int, code_width: int, patch_sizes: Sequence[int], seen_size: int | None = None
+    ) -> None:
         super().__init__()
         if not patch_sizes or any(small < 1 or large % small for large, small in pairwise([*patch_sizes, 1])):
             raise ValueError(f"patch sizes go from coarse to fine, each a multiple of the next, got {patch_sizes}")
         self.levels = nn.ModuleList(
-            PatchEncoder(width=width, depth=depth, code_width=code_width, patch_size=size) for size in patch_sizes
+            PatchEncoder(width=width, depth=depth, code_width=code_width, patch_size=size, seen_size=seen_size)
+            for size in patch_sizes
         )
 
     @property

@@ -59,6 +59,8 @@ OBJECTS = [
     tokenizer(multipliers=(1, 1, 3), patch_size=2, attention=False, dropout=0.1, num_res_blocks=2),
     tokenizer(channels=4, multipliers=(2, 4)),
     PatchEncoder(width=12, depth=3, code_width=8, patch_size=4),
+    PatchEncoder(width=12, depth=3, code_width=8, patch_size=4, seen_size=2),
+    PyramidEncoder(width=12, depth=2, code_width=8, patch_sizes=[8, 4, 2], seen_size=4),
     MultiScaleTokenizer(
         encoder=PyramidEncoder(width=12, depth=2, code_width=8, patch_sizes=[8, 4]),
         decoder=Decoder(channels=8, multipliers=(1, 2), num_res_blocks=1, code_width=8, patch_size=2, groups=4),

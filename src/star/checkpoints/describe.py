@@ -154,6 +154,7 @@ def _patch_encoder(encoder: PatchEncoder) -> Config:
         "depth": len(encoder.blocks),
         "code_width": encoder.code_width,
         "patch_size": encoder.factor,
+        "seen_size": encoder.fold.downscale_factor if encoder.shrink > 1 else None,
     }
 
 

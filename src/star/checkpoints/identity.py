@@ -39,6 +39,8 @@ def tokenizer_identity(tokenizer: MultiScaleTokenizer) -> str:
     state = {name: _whole(value) for name, value in tokenizer.state_dict().items() if not name.startswith(_DECODING)}
     settings = [describe(part) for part in (tokenizer.encoder, tokenizer.quantizer)]
     settings[0].pop("dropout", None)  # of no effect on a frozen tokenizer
+    if settings[0].get("seen_size", 0) is None:
+        del settings[0]["seen_size"]  # keeps the names that tokenizers had before there was a choice
     return digest(fingerprint(state) + json.dumps(settings, sort_keys=True))
 
 

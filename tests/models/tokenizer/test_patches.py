@@ -48,8 +48,11 @@ def test_a_large_patch_can_be_looked_at_small() -> None:
     torch.testing.assert_close(f, small(averages.repeat_interleave(2, 2).repeat_interleave(2, 3)))
     whole = PatchEncoder(width=16, depth=1, code_width=6, patch_size=4, seen_size=8)
     assert whole.stem.in_features == 3 * 4 * 4
-    with pytest.raises(ValueError, match="patch of 8 pixels a side can't be seen as 3"):
-        PatchEncoder(width=16, depth=1, code_width=6, patch_size=8, seen_size=3)
+    with pytest.raises(ValueError, match="image of 17x8 has no whole patches of 8"):
+        small(torch.randn(1, 3, 17, 8))
+    for size in (3, 0):
+        with pytest.raises(ValueError, match=f"patch of 8 pixels a side can't be averaged to {size}: .*seen_size"):
+            PatchEncoder(width=16, depth=1, code_width=6, patch_size=8, seen_size=size)
 
 
 def test_faded_blocks_are_shortcuts(encoder: PatchEncoder) -> None:

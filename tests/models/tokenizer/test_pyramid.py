@@ -94,7 +94,7 @@ def test_what_doesn_t_fit_is_refused(pyramid: MultiScaleTokenizer) -> None:
         pyramid.features(torch.rand(1, 3, 8, 8))
     with pytest.raises(ValueError, match="each a multiple of the next"):
         PyramidEncoder(width=4, depth=1, code_width=4, patch_sizes=[16, 6])
-    with pytest.raises(ValueError, match="patch of 16 pixels a side can't be seen as 6"):
+    with pytest.raises(ValueError, match="patch of 16 pixels a side can't be averaged to 6"):
         PyramidEncoder(width=4, depth=1, code_width=4, patch_sizes=[16, 8], seen_size=6)
     with pytest.raises(ValueError, match="conv_size=0"):
         build(conv_size=1)

@@ -35,11 +35,11 @@ class PatchEncoder(nn.Module):
         depth: number of blocks.
         code_width: channels `D` of the features.
         patch_size: side of a patch, and the factor between pixels and features.
-        seen_size: pixels per side at which a larger patch is looked at, averaged; None: all of its pixels. A large
-            patch has more weights for its pixels than all else in a small tokenizer together.
+        seen_size: pixels per side at which a larger patch is looked at, averaged; None: all of its pixels. The first
+            layer of a small tokenizer for large patches has more weights than all the rest.
 
     Raises:
-        ValueError: when a larger patch isn't a whole number of times `seen_size`.
+        ValueError: for a size below 1, or when a larger patch isn't a whole number of times `seen_size`.
 
     """
 
@@ -48,9 +48,12 @@ class PatchEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.factor = patch_size
-        side = min(patch_size, seen_size or patch_size)
+        side = patch_size if seen_size is None else min(patch_size, seen_size)
         if side < 1 or patch_size % side:
-            raise ValueError(f"a patch of {patch_size} pixels a side can't be seen as {seen_size}: take a divisor")
+            raise ValueError(
+                f"a patch of {patch_size} pixels a side can't be averaged to {seen_size}: tokenizer.encoder.seen_size "
+                "divides every larger patch, or is null"
+            )
         self.shrink = patch_size // side
         self.fold = nn.PixelUnshuffle(side)
         self.stem = nn.Linear(3 * side**2, width)
@@ -64,8 +67,16 @@ class PatchEncoder(nn.Module):
         return self.out.out_features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D, H / factor, W / factor) of images (B, 3, H, W)."""
+        """Features (B, D, H / factor, W / factor) of images (B, 3, H, W).
+
+        Raises:
+            ValueError: when averaging would cut off a border.
+
+        """
         if self.shrink > 1:
+            if images.shape[2] % self.factor or images.shape[3] % self.factor:
+                size = f"{images.shape[2]}x{images.shape[3]}"
+                raise ValueError(f"an image of {size} has no whole patches of {self.factor}")
             images = F.avg_pool2d(images, self.shrink)
         # in one piece: torch else multiplies a frozen stem under autocast row by row, a copy of its weight for each
         x = self.stem(self.fold(images).movedim(1, -1).contiguous())

@@ -2,7 +2,7 @@
 
 Where coarse maps are averages of the finest one's features, they say what is in a region, not how it is arranged: that
 is left to the finest map, whose tokens a generator draws independently of each other. Here a token of a coarse map is
-the code of all pixels of its region, so that much of the arrangement is settled while there are few tokens to agree.
+the code of its whole region, so that much of the arrangement is settled while there are few tokens to agree.
 """
 
 from __future__ import annotations

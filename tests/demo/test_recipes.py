@@ -33,3 +33,12 @@ def test_every_training_takes_the_share_of_steps_that_is_asked_for(task: str, le
     assert taken % configs[1]["trainer"]["val_check_interval"] == 0
     if length == 1:
         assert configs[0] == configs[1]
+
+
+def test_checkpoints_may_go_once_the_model_is_kept(tmp_path: Path) -> None:
+    recipe = shapes(tmp_path)
+    names = {path.name for path in recipe.training_step("generator", "learns").makes}
+    assert names == {"metrics.csv", "checkpoints"}
+    recipe.generator_checkpoint.touch()
+    (record,) = recipe.training_step("generator", "learns").makes
+    assert record == tmp_path / "generator" / "metrics.csv"

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -45,6 +47,41 @@ def test_a_changed_recipe_redoes_the_step_and_all_behind_it(tmp_path: Path) -> N
     Steps(record).run(runner(tmp_path, calls, recipe=2))
     assert calls == ["a", "b", "c", "b", "c"]
     assert not (tmp_path / "b" / "old").exists()
+
+
+def made(tmp_path: Path, calls: list[str]) -> list[Step]:
+    """The same steps, each of which says what it makes."""
+    return [replace(step, makes=[tmp_path / step.name]) for step in runner(tmp_path, calls)]
+
+
+@pytest.mark.parametrize(("lost", "again"), [("a", ["a"]), ("b", ["b", "c"]), ("c", ["c"])])
+def test_what_was_made_and_is_gone_is_made_again_and_what_only_a_training_makes_with_all_behind_it(
+    lost: str, again: list[str], tmp_path: Path
+) -> None:
+    calls: list[str] = []
+    record = tmp_path / "steps.json"
+    Steps(record).run(made(tmp_path, calls))
+    shutil.rmtree(tmp_path / lost)
+    Steps(record).run(made(tmp_path, calls))
+    assert calls == ["a", "b", "c", *again]
+    Steps(record).run(made(tmp_path, calls))
+    assert calls == ["a", "b", "c", *again]
+
+
+def test_what_is_made_again_after_a_loss_begins_without_what_is_left_and_goes_on_if_interrupted(tmp_path: Path) -> None:
+    calls: list[str] = []
+    record = tmp_path / "steps.json"
+    first, second, third = runner(tmp_path, calls)
+    steps = [first, replace(second, makes=[tmp_path / "b" / "made"]), replace(third, owns=[tmp_path / "c"])]
+    with pytest.raises(RuntimeError, match="interrupted"):
+        Steps(record).run([*steps[:2], *runner(tmp_path, calls, fail="c")[2:]])
+    (tmp_path / "b" / "left").touch()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        Steps(record).run([first, replace(runner(tmp_path, calls, fail="b")[1], makes=steps[1].makes), steps[2]])
+    assert not (tmp_path / "b" / "left").exists()
+    assert not (tmp_path / "c").exists()
+    assert [step["finished"] for step in json.loads(record.read_text()).values()] == [True, False, False]
+    assert calls == ["a", "b", "c", "b"]
 
 
 def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from star.demo.recipes import RECIPES, Recipe
-from star.demo.show import draw_figures, export, keep_refiner, write_report
+from star.demo.show import draw_figures, export, figure_files, keep_refiner, write_report
 from star.demo.steps import Step, Steps
 from star.utils.cli import readable_errors
 
@@ -19,8 +19,9 @@ HELP = f"""{__doc__}
 
 Writes shards, trains a tokenizer, a generator and (shapes alone) a refiner on them, draws captions, scores the pictures
 where they can be scored, and leaves tokenizer.ckpt, star.ckpt, refiner.ckpt, samples.png, scales.png, report.json and
-report.html in OUT (outputs/demo, or outputs/RECIPE). What is finished is used again, what was interrupted goes on;
-fresh=true starts over. length=0.5 halves every training (in outputs/demo_0.5), at the cost of what the pictures show.
+report.html in OUT (outputs/demo, or outputs/RECIPE). What is finished is used again, what was interrupted goes on, what
+was deleted is made anew; fresh=true starts over. length=0.5 halves every training (in outputs/demo_0.5), at the cost of
+what the pictures show.
 """
 log = logging.getLogger("demo")
 
@@ -64,19 +65,32 @@ def share(word: str) -> float:
 
 def steps_of(recipe: Recipe) -> list[Step]:
     """Everything from shards to report."""
-    steps = [Step(f"data/{name}", "writing shards", command, command) for name, command in recipe.data.items()]
+    steps = [
+        Step(
+            f"data/{name}",
+            "writing shards",
+            command,
+            command,
+            makes=[Path(word[4:]) for word in command if word.startswith("out=")],
+        )
+        for name, command in recipe.data.items()
+    ]
     steps += [
         recipe.training_step("tokenizer", "learning to write images as token maps"),
-        Step(
-            "tokenizer.ckpt", "keeping the tokenizer", lambda: export(recipe.tokenizer_run, recipe.tokenizer_checkpoint)
+        keeping(
+            "the tokenizer",
+            recipe.tokenizer_checkpoint,
+            lambda: export(recipe.tokenizer_run, recipe.tokenizer_checkpoint),
         ),
         recipe.training_step("generator", "learning to draw token maps from captions"),
-        Step("star.ckpt", "keeping the model", lambda: export(recipe.generator_run, recipe.generator_checkpoint)),
+        keeping(
+            "the model", recipe.generator_checkpoint, lambda: export(recipe.generator_run, recipe.generator_checkpoint)
+        ),
     ]
     if recipe.refined is not None:
         steps += [
             recipe.training_step("sampler", "learning to reveal late token maps in steps"),
-            Step("refiner.ckpt", "keeping the refiner", lambda: keep_refiner(recipe)),
+            keeping("the refiner", recipe.refiner_checkpoint, lambda: keep_refiner(recipe)),
         ]
     if recipe.scored:
         steps += [
@@ -90,8 +104,16 @@ def steps_of(recipe: Recipe) -> list[Step]:
             ),
             scoring(recipe, "understanding", "telling true captions from wrong ones", "minimal_pairs", "batch=66"),
         ]
-    steps.append(Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe)))
+    figures = [path for _, path in figure_files(recipe)]
+    steps.append(
+        Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe), makes=figures)
+    )
     return steps
+
+
+def keeping(what: str, to: Path, keep: Callable[[], None]) -> Step:
+    """Writing one of the files that a finished demo leaves."""
+    return Step(to.name, f"keeping {what}", keep, makes=[to])
 
 
 def scoring(recipe: Recipe, name: str, says: str, metric: str, *more: str) -> Step:
@@ -99,7 +121,8 @@ def scoring(recipe: Recipe, name: str, says: str, metric: str, *more: str) -> St
     out = recipe.evaluation if metric == "shapes" else recipe.understanding
     command = ["evaluate.py", f"metric={metric}", f"ckpt={recipe.generator_checkpoint}", f"out={out}", *more]
     processes, threads = helpers()
-    return Step(name, says, command, command, owns=[out], threads=threads, processes=processes)
+    card = out / "cards" / f"{metric}.json"
+    return Step(name, says, command, command, owns=[out], makes=[card], threads=threads, processes=processes)
 
 
 def helpers() -> tuple[int, int | None]:

@@ -98,9 +98,18 @@ class Recipe:
         return [*overrides, *more.get(task, []), *self._length(task)]
 
     def training_step(self, task: str, says: str) -> Step:
-        """The training as a step that depends on its whole configuration."""
+        """The training as a step that depends on its whole configuration.
+
+        Its curves are always asked for, its checkpoints only until the model is kept elsewhere.
+        """
         overrides, run = self.training(task), self._run(task)
-        return Step(run.name, says, ["train.py", *overrides], configuration(overrides), owns=[run])
+        kept = {
+            "tokenizer": self.tokenizer_checkpoint,
+            "generator": self.generator_checkpoint,
+            "sampler": self.refiner_checkpoint,
+        }
+        makes = [run / "metrics.csv"] if kept[task].is_file() else [run / "metrics.csv", run / "checkpoints"]
+        return Step(run.name, says, ["train.py", *overrides], configuration(overrides), owns=[run], makes=makes)
 
     def _length(self, task: str) -> list[str]:
         """What makes a training longer or shorter; validated four times, after its last step, too."""

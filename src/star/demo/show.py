@@ -108,14 +108,14 @@ def write_report(recipe: Recipe, steps: Steps) -> None:
 
 def figure_files(recipe: Recipe) -> Sequence[tuple[str, Path]]:
     """Title and file of every figure."""
-    return (
+    figures = [
         ("Drawn from captions, beside real images", recipe.out / "samples.png"),
         ("Growing scale by scale", recipe.out / "scales.png"),
-        (
-            "Revealing the last scale, step by step: yellow is sure, blue unsure, grey unknown",
-            recipe.out / "reveal.png",
-        ),
         ("Tokenizer", recipe.out / "tokenizer_curves.png"),
         ("Generator", recipe.out / "generator_curves.png"),
-        ("Refiner", recipe.out / "refiner_curves.png"),
-    )
+    ]
+    if recipe.refined is not None:
+        title = "Revealing the last scale, step by step: yellow is sure, blue unsure, grey unknown"
+        figures.insert(2, (title, recipe.out / "reveal.png"))
+        figures.append(("Refiner", recipe.out / "refiner_curves.png"))
+    return figures

@@ -38,6 +38,7 @@ class Step:
         command: arguments for Python, run from the project's root; or a function.
         recipe: everything that its result depends on besides the steps before; any JSON.
         owns: folders that are removed before a changed step runs anew.
+        makes: what is there once it is finished; if any of it is gone, the step is done again.
         threads: what a command, or each of its processes, may use of the CPU; by default what PyTorch takes.
         processes: how many share a command's work, as torchrun starts them.
         output: file for what a command says, anew each time; by default it is shown.
@@ -49,6 +50,7 @@ class Step:
     command: Sequence[str] | Callable[[], None]
     recipe: Any = None
     owns: Sequence[Path] = ()
+    makes: Sequence[Path] = ()
     threads: int | None = None
     processes: int = 1
     output: Path | None = None
@@ -74,6 +76,9 @@ class Steps:
     def run(self, steps: Sequence[Step]) -> None:
         """Do what isn't done. A step counts as done while its recipe and those of all steps before it are the same.
 
+        One that has lost what it made is done again. If it owns folders, so is all behind it: a second training needn't
+        end with the same weights.
+
         Raises:
             ChildProcessError: when a command fails; it has said why.
 
@@ -82,6 +87,10 @@ class Steps:
         for number, step in enumerate(steps, 1):
             before = fingerprint(before, step.name, step.recipe)
             held = self.done.get(step.name)
+            if held is not None and held["finished"] and (gone := [path for path in step.makes if not path.exists()]):
+                log.info("%s is gone: %s once more", gone[0], step.name)
+                self._undo(steps[number - 1 :] if step.owns else [step])
+                held = self.done[step.name]
             title = f"[{number}/{len(steps)}] {step.name}: {step.says}"
             if held is not None and held["fingerprint"] == before and held["finished"]:
                 log.info("%s - done before, in %.0f s", title, held["seconds"])
@@ -92,6 +101,14 @@ class Steps:
                 held = None
             log.info("%s", title)
             self._do(step, before, 0.0 if held is None else held["seconds"])
+
+    def _undo(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if step.name in self.done:
+                self.done[step.name] |= {"finished": False, "seconds": 0.0}
+            for folder in step.owns:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._save()
 
     def _do(self, step: Step, mark: str, spent: float) -> None:
         self._note(step.name, fingerprint=mark, seconds=spent, finished=False)
@@ -115,6 +132,9 @@ class Steps:
 
     def _note(self, name: str, **facts: Any) -> None:
         self.done[name] = facts
+        self._save()
+
+    def _save(self) -> None:
         text = json.dumps(self.done, indent=2)
         write_atomically(self.record, lambda path: _write(path, text))
 

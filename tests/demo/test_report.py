@@ -66,6 +66,20 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     assert "Absent" not in page
 
 
+def test_a_training_whose_folder_is_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = RECIPES["shapes"](tmp_path)
+    metrics(recipe.tokenizer_run)
+    steps = Steps(tmp_path / "steps.json", {"tokenizer": {"seconds": 61.0, "finished": True}})
+    write(recipe, steps, figures=[])
+    assert json.loads((tmp_path / "report.json").read_text())["generator"] == {}
+    page = (tmp_path / "report.html").read_text()
+    assert "Tokenizer, held-out images" in page
+    assert "Generator, held-out pairs" not in page
+    curves(recipe.generator_run / "metrics.csv", {"loss": ["train/*"]}, tmp_path / "curves.png")
+    assert "metrics.csv is gone" in caplog.text
+    assert not (tmp_path / "curves.png").exists()
+
+
 @pytest.mark.parametrize("argument", ["recipe=cats", "fresh=maybe", "colour=red", "length=0", "length=half"])
 def test_arguments_that_are_not_understood_are_named(argument: str) -> None:
     with pytest.raises(ValueError, match=argument.split("=")[0]):

@@ -49,13 +49,14 @@ def test_a_changed_recipe_redoes_the_step_and_all_behind_it(tmp_path: Path) -> N
     assert not (tmp_path / "b" / "old").exists()
 
 
-def made(tmp_path: Path, calls: list[str]) -> list[Step]:
-    """The same steps, each of which says what it makes."""
-    return [replace(step, makes=[tmp_path / step.name]) for step in runner(tmp_path, calls)]
+def made(tmp_path: Path, calls: list[str], *, fail: str = "") -> list[Step]:
+    """The same steps, each with what it makes; the second, like a training, doesn't give the same twice."""
+    steps = runner(tmp_path, calls, fail=fail)
+    return [replace(step, makes=[tmp_path / step.name], repeatable=step.name != "b") for step in steps]
 
 
 @pytest.mark.parametrize(("lost", "again"), [("a", ["a"]), ("b", ["b", "c"]), ("c", ["c"])])
-def test_what_was_made_and_is_gone_is_made_again_and_what_only_a_training_makes_with_all_behind_it(
+def test_what_was_made_and_is_gone_is_made_again_with_all_that_may_differ_by_it(
     lost: str, again: list[str], tmp_path: Path
 ) -> None:
     calls: list[str] = []
@@ -66,22 +67,42 @@ def test_what_was_made_and_is_gone_is_made_again_and_what_only_a_training_makes_
     assert calls == ["a", "b", "c", *again]
     Steps(record).run(made(tmp_path, calls))
     assert calls == ["a", "b", "c", *again]
+    assert list(json.loads(record.read_text())) == ["a", "b", "c"]
 
 
-def test_what_is_made_again_after_a_loss_begins_without_what_is_left_and_goes_on_if_interrupted(tmp_path: Path) -> None:
+def test_what_is_made_again_starts_over_when_its_turn_comes_and_goes_on_if_interrupted(tmp_path: Path) -> None:
     calls: list[str] = []
     record = tmp_path / "steps.json"
-    first, second, third = runner(tmp_path, calls)
-    steps = [first, replace(second, makes=[tmp_path / "b" / "made"]), replace(third, owns=[tmp_path / "c"])]
+
+    def steps(*, fail: str = "") -> list[Step]:
+        first, second, third = made(tmp_path, calls, fail=fail)
+        return [first, replace(second, makes=[tmp_path / "b" / "made"]), replace(third, owns=[tmp_path / "c"])]
+
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b" / "made").touch()
+    Steps(record).run([replace(step, owns=()) for step in steps()])
+    for left in ("b/left", "c/left"):
+        (tmp_path / left).touch()
+    (tmp_path / "b" / "made").unlink()
     with pytest.raises(RuntimeError, match="interrupted"):
-        Steps(record).run([*steps[:2], *runner(tmp_path, calls, fail="c")[2:]])
-    (tmp_path / "b" / "left").touch()
-    with pytest.raises(RuntimeError, match="interrupted"):
-        Steps(record).run([first, replace(runner(tmp_path, calls, fail="b")[1], makes=steps[1].makes), steps[2]])
-    assert not (tmp_path / "b" / "left").exists()
-    assert not (tmp_path / "c").exists()
-    assert [step["finished"] for step in json.loads(record.read_text()).values()] == [True, False, False]
-    assert calls == ["a", "b", "c", "b"]
+        Steps(record).run(steps(fail="b"))
+    assert not (tmp_path / "b").exists()
+    assert (tmp_path / "c" / "left").exists()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "made").touch()  # by what was interrupted
+    Steps(record).run(steps())
+    assert (tmp_path / "b" / "made").exists()
+    assert not (tmp_path / "c" / "left").exists()
+    assert calls == ["a", "b", "c", "b", "b", "c"]
+
+
+def test_a_step_that_has_not_made_what_it_should_is_named(tmp_path: Path) -> None:
+    record = tmp_path / "steps.json"
+    step = Step("a", "first", lambda: None, makes=[tmp_path / "made"])
+    with pytest.raises(FileNotFoundError, match="step a ended without .*made"):
+        Steps(record).run([step])
+    assert not json.loads(record.read_text())["a"]["finished"]
 
 
 def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from star.demo.recipes import RECIPES, Recipe
-from star.demo.show import draw_figures, export, figure_files, keep_refiner, write_report
+from star.demo.show import draw_figures, drawings, export, keep_refiner, write_report
 from star.demo.steps import Step, Steps
 from star.utils.cli import readable_errors
 
@@ -19,9 +19,9 @@ HELP = f"""{__doc__}
 
 Writes shards, trains a tokenizer, a generator and (shapes alone) a refiner on them, draws captions, scores the pictures
 where they can be scored, and leaves tokenizer.ckpt, star.ckpt, refiner.ckpt, samples.png, scales.png, report.json and
-report.html in OUT (outputs/demo, or outputs/RECIPE). What is finished is used again, what was interrupted goes on, what
-was deleted is made anew; fresh=true starts over. length=0.5 halves every training (in outputs/demo_0.5), at the cost of
-what the pictures show.
+report.html in OUT (outputs/demo, or outputs/RECIPE). What is finished is used again, what was interrupted goes on, and
+of these files what was deleted is made anew; fresh=true starts over. length=0.5 halves every training (in
+outputs/demo_0.5), at the cost of what the pictures show.
 """
 log = logging.getLogger("demo")
 
@@ -104,10 +104,8 @@ def steps_of(recipe: Recipe) -> list[Step]:
             ),
             scoring(recipe, "understanding", "telling true captions from wrong ones", "minimal_pairs", "batch=66"),
         ]
-    figures = [path for _, path in figure_files(recipe)]
-    steps.append(
-        Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe), makes=figures)
-    )
+    drawn = [path for _, path in drawings(recipe)]
+    steps.append(Step("figures", "samples.png, scales.png, training curves", lambda: draw_figures(recipe), makes=drawn))
     return steps
 
 
@@ -121,8 +119,9 @@ def scoring(recipe: Recipe, name: str, says: str, metric: str, *more: str) -> St
     out = recipe.evaluation if metric == "shapes" else recipe.understanding
     command = ["evaluate.py", f"metric={metric}", f"ckpt={recipe.generator_checkpoint}", f"out={out}", *more]
     processes, threads = helpers()
-    card = out / "cards" / f"{metric}.json"
-    return Step(name, says, command, command, owns=[out], makes=[card], threads=threads, processes=processes)
+    return Step(
+        name, says, command, command, owns=[out], makes=[out / "card.json"], threads=threads, processes=processes
+    )
 
 
 def helpers() -> tuple[int, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from star.utils.png import to_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 DPI = 110
@@ -104,7 +107,7 @@ def revealing(pipeline: STARPipeline, captions: Sequence[str], seeds: Sequence[i
 
 
 def curves(metrics: Path, wanted: Mapping[str, Sequence[str]], path: Path, *, logarithmic: Sequence[str] = ()) -> None:
-    """Training curves of a run's metrics.csv.
+    """Training curves of a run's metrics.csv; of a run whose folder is gone, a warning.
 
     Args:
         metrics: the file.
@@ -115,6 +118,9 @@ def curves(metrics: Path, wanted: Mapping[str, Sequence[str]], path: Path, *, lo
     """
     from matplotlib.figure import Figure
 
+    if not metrics.is_file():
+        log.warning("%s is gone: no new curves of this training", metrics)
+        return
     series = read_series(metrics)
     figure = Figure(figsize=(4.2 * len(wanted), 2.8))
     for axis, (title, names) in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted.items(), strict=True):

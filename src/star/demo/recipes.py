@@ -100,7 +100,7 @@ class Recipe:
     def training_step(self, task: str, says: str) -> Step:
         """The training as a step that depends on its whole configuration.
 
-        Its curves are always asked for, its checkpoints only until the model is kept elsewhere.
+        Once its model is kept, the run's folder isn't asked for: nobody who made room wants to train again.
         """
         overrides, run = self.training(task), self._run(task)
         kept = {
@@ -108,8 +108,9 @@ class Recipe:
             "generator": self.generator_checkpoint,
             "sampler": self.refiner_checkpoint,
         }
-        makes = [run / "metrics.csv"] if kept[task].is_file() else [run / "metrics.csv", run / "checkpoints"]
-        return Step(run.name, says, ["train.py", *overrides], configuration(overrides), owns=[run], makes=makes)
+        makes = [] if kept[task].is_file() else [run / "checkpoints" / "last.ckpt"]
+        command, recipe = ["train.py", *overrides], configuration(overrides)
+        return Step(run.name, says, command, recipe, owns=[run], makes=makes, repeatable=False)
 
     def _length(self, task: str) -> list[str]:
         """What makes a training longer or shorter; validated four times, after its last step, too."""

@@ -89,7 +89,12 @@ def collect(recipe: Recipe, steps: Steps) -> dict[str, Any]:
 
 
 def last_values(metrics: Path, prefix: str) -> dict[str, float]:
-    """The last value of every curve whose name begins with the prefix; scales that aren't trained have none."""
+    """The last value of every curve whose name begins with the prefix; scales that aren't trained have none.
+
+    Of a training whose folder is gone, there are none at all.
+    """
+    if not metrics.is_file():
+        return {}
     return {
         name[len(prefix) :]: values[-1][1]
         for name, values in read_series(metrics).items()
@@ -110,19 +115,15 @@ def page(title: str, facts: Mapping[str, Any], figures: Sequence[tuple[str, Path
         for name, file in figures
         if file.is_file()
     ]
-    body += [
-        "<h2>Tokenizer, held-out images</h2>",
-        table({"": ["value"]}, {name: [value] for name, value in sorted(facts["tokenizer"].items())}),
-    ]
-    body += [
-        "<h2>Generator, held-out pairs</h2>",
-        table({"": ["value"]}, {name: [value] for name, value in sorted(facts["generator"].items())}),
-    ]
-    if "refiner" in facts:
-        body += [
-            "<h2>Refiner, held-out pairs, half of the tokens known</h2>",
-            table({"": ["value"]}, {name: [value] for name, value in sorted(facts["refiner"].items())}),
-        ]
+    measured = {
+        "tokenizer": "Tokenizer, held-out images",
+        "generator": "Generator, held-out pairs",
+        "refiner": "Refiner, held-out pairs, half of the tokens known",
+    }
+    for part, title in measured.items():
+        if values := facts.get(part):  # none of a training whose folder is gone
+            rows = {name: [value] for name, value in sorted(values.items())}
+            body += [f"<h2>{title}</h2>", table({"": ["value"]}, rows)]
     body += ["<h2>Time</h2>", table({"step": ["seconds"]}, {name: [value] for name, value in facts["seconds"].items()})]
     machine = ", ".join(f"{name} {value}" for name, value in facts["machine"].items())
     body.append(f"<p class='note'>Largest process: {facts['peak_memory_gib']} GiB; {html.escape(machine)}.</p>")

@@ -106,16 +106,23 @@ def write_report(recipe: Recipe, steps: Steps) -> None:
     write(recipe, steps, figures=figure_files(recipe))
 
 
-def figure_files(recipe: Recipe) -> Sequence[tuple[str, Path]]:
-    """Title and file of every figure."""
+def drawings(recipe: Recipe) -> list[tuple[str, Path]]:
+    """Title and file of every figure that the model draws."""
     figures = [
         ("Drawn from captions, beside real images", recipe.out / "samples.png"),
         ("Growing scale by scale", recipe.out / "scales.png"),
-        ("Tokenizer", recipe.out / "tokenizer_curves.png"),
-        ("Generator", recipe.out / "generator_curves.png"),
     ]
     if recipe.refined is not None:
         title = "Revealing the last scale, step by step: yellow is sure, blue unsure, grey unknown"
-        figures.insert(2, (title, recipe.out / "reveal.png"))
-        figures.append(("Refiner", recipe.out / "refiner_curves.png"))
+        figures.append((title, recipe.out / "reveal.png"))
     return figures
+
+
+def figure_files(recipe: Recipe) -> Sequence[tuple[str, Path]]:
+    """Title and file of every figure."""
+    return (
+        *drawings(recipe),
+        ("Tokenizer", recipe.out / "tokenizer_curves.png"),
+        ("Generator", recipe.out / "generator_curves.png"),
+        ("Refiner", recipe.out / "refiner_curves.png"),
+    )

@@ -39,6 +39,7 @@ class Step:
         recipe: everything that its result depends on besides the steps before; any JSON.
         owns: folders that are removed before a changed step runs anew.
         makes: what is there once it is finished; if any of it is gone, the step is done again.
+        repeatable: whether that gives the same again; if not, what is behind it is done again, too.
         threads: what a command, or each of its processes, may use of the CPU; by default what PyTorch takes.
         processes: how many share a command's work, as torchrun starts them.
         output: file for what a command says, anew each time; by default it is shown.
@@ -51,6 +52,7 @@ class Step:
     recipe: Any = None
     owns: Sequence[Path] = ()
     makes: Sequence[Path] = ()
+    repeatable: bool = True
     threads: int | None = None
     processes: int = 1
     output: Path | None = None
@@ -76,11 +78,12 @@ class Steps:
     def run(self, steps: Sequence[Step]) -> None:
         """Do what isn't done. A step counts as done while its recipe and those of all steps before it are the same.
 
-        One that has lost what it made is done again. If it owns folders, so is all behind it: a second training needn't
-        end with the same weights.
+        One that has lost what it made is done again. Of a training, whose second run needn't end with the same weights,
+        that changes all behind it.
 
         Raises:
             ChildProcessError: when a command fails; it has said why.
+            FileNotFoundError: when a step hasn't made what it should.
 
         """
         before = ""
@@ -88,8 +91,9 @@ class Steps:
             before = fingerprint(before, step.name, step.recipe)
             held = self.done.get(step.name)
             if held is not None and held["finished"] and (gone := [path for path in step.makes if not path.exists()]):
-                log.info("%s is gone: %s once more", gone[0], step.name)
-                self._undo(steps[number - 1 :] if step.owns else [step])
+                undone = [step] if step.repeatable else steps[number - 1 :]
+                log.info("%s is gone: %s once more", gone[0], ", ".join(one.name for one in undone))
+                self._undo(undone)
                 held = self.done[step.name]
             title = f"[{number}/{len(steps)}] {step.name}: {step.says}"
             if held is not None and held["fingerprint"] == before and held["finished"]:
@@ -103,11 +107,10 @@ class Steps:
             self._do(step, before, 0.0 if held is None else held["seconds"])
 
     def _undo(self, steps: Sequence[Step]) -> None:
+        """Let these steps count as changed: each starts over when its turn comes."""
         for step in steps:
             if step.name in self.done:
-                self.done[step.name] |= {"finished": False, "seconds": 0.0}
-            for folder in step.owns:
-                shutil.rmtree(folder, ignore_errors=True)
+                self.done[step.name] |= {"fingerprint": "", "finished": False}
         self._save()
 
     def _do(self, step: Step, mark: str, spent: float) -> None:
@@ -119,6 +122,8 @@ class Steps:
             elif run_command(step.command, step.threads, step.output, processes=step.processes) != 0:
                 said = "" if step.output is None else f"; {step.output} says why"
                 raise ChildProcessError(f"step {step.name} failed: python {' '.join(step.command)}{said}")
+            if missing := [path for path in step.makes if not path.exists()]:
+                raise FileNotFoundError(f"step {step.name} ended without {missing[0]}")
         except BaseException:
             self._note(step.name, fingerprint=mark, seconds=spent + time.monotonic() - start, finished=False)
             raise

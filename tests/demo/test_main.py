@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from star.demo import __main__ as demo
+from star.demo.recipes import RECIPES
 
 
 def test_starting_over_removes_a_demo_and_nothing_else(tmp_path: Path) -> None:
@@ -45,3 +46,13 @@ def test_cores_are_shared_out(
     monkeypatch.setattr("star.utils.devices.choose_device", lambda name: device)
     monkeypatch.setattr("torch.get_num_threads", lambda: cores)
     assert demo.helpers() == expected
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_step_says_what_it_makes_and_only_trainings_differ_the_second_time(name: str, tmp_path: Path) -> None:
+    recipe = RECIPES[name](tmp_path)
+    steps = demo.steps_of(recipe)
+    assert all(step.makes for step in steps)
+    assert all(tmp_path in path.parents for step in steps for path in step.makes)
+    runs = {"tokenizer", "generator"} | ({"refiner"} if recipe.refined else set())
+    assert {step.name for step in steps if not step.repeatable} == runs

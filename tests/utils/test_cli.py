@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import logging
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from star.utils.cli import plain, quote_arguments
+from star.utils.cli import plain, quote_arguments, readable_errors
 
 
 def parsed(argument: str) -> object:
@@ -63,3 +69,31 @@ def test_what_is_quoted_or_null_stays() -> None:
 def test_missing_values_are_named() -> None:
     with pytest.raises(ValueError, match=r"set a\.b=\.\.\., ckpt=\.\.\."):
         plain(OmegaConf.create({"a": {"b": "???"}, "ckpt": "???"}))
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_ctrl_c_is_one_line_and_130(
+    rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as stopped, readable_errors():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+    assert [record.getMessage() for record in caplog.records] == ["stopped by ctrl-C"] * lines
+
+
+def test_a_command_that_hears_ctrl_c_shows_no_trace() -> None:
+    program = (
+        "import time; from star.utils.cli import readable_errors\n"
+        "with readable_errors():\n    print('ready', flush=True)\n    time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "stopped by ctrl-C\n"

@@ -170,9 +170,17 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Say in one message what a user can mend; the traceback goes to the log at debug level."""
+    """Say in one message what a user can mend; the traceback goes to the log at debug level.
+
+    Ctrl-C ends a command with 130, as a shell's own do, and one line, of however many processes share the work.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        log.debug("traceback", exc_info=True)
+        if os.environ.get("RANK", "0") == "0":
+            log.error("stopped by ctrl-C")
+        sys.exit(130)
     except (ConfigCompositionException, OverrideParseException) as error:
         cause = "" if error.__cause__ is None else f": {error.__cause__}"
         log.error("%s%s", error, cause)

@@ -172,7 +172,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def readable_errors() -> Iterator[None]:
     """Say in one message what a user can mend; the traceback goes to the log at debug level.
 
-    Ctrl-C ends a command with 130, as a shell's own do, and one line, of however many processes share the work.
+    Ctrl-C ends a command with 130, as a shell's own do, and one line (torchrun's rank 0 speaks for all).
     """
     try:
         yield

@@ -22,6 +22,7 @@ from star.objectives.train_tokens import LocalWindow, RandomTail
 from star.sampling.guidance import ClassifierFreeGuidance
 from star.sampling.reveal import RevealSchedule
 from star.schedule import ScaleSchedule
+from star.utils.cli import readable_errors
 from star.utils.instantiate import instantiate_trusted
 
 PUBLISHED = ScaleSchedule.square(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -151,4 +152,5 @@ def strengths() -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -28,6 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw, ImageFont, features
 from rich.progress import track
 
+from star.utils.cli import readable_errors
+
 logger = logging.getLogger("emoji")
 WRITTEN = {"train", "validation", "summary.json", "contact_sheet.png"}
 
@@ -288,4 +290,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with readable_errors():
+        sys.exit(main(sys.argv[1:]))

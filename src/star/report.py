@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from star.utils.cli import readable_errors
+
 log = logging.getLogger(__name__)
 
 Card = Mapping[str, Any]
@@ -200,4 +202,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -5,6 +5,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,18 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     shards[0].write_bytes(b"kept")
     write_shards(tmp_path, TINY, workers=1, progress=False)
     assert [shard.read_bytes() for shard in shards] == [b"kept", *before[1:]]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_ctrl_c_ends_with_the_shards_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("star.data.shapes._progress_bar", lambda *_, **__: nullcontext(interrupt))
+    many = ShapesSettings(num_images=8000, size=16, samples_per_shard=4)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(tmp_path, many, workers=2, progress=False)
+    assert 1 <= len(list(tmp_path.glob("*.tar"))) < many.num_shards / 2
     assert not list(tmp_path.glob("*.tmp"))
 
 

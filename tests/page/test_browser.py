@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -177,9 +178,13 @@ def test_the_page_answers_while_it_draws_and_survives_a_reload(browser: Any, add
     assert np.array_equal(pixels(finish(page)[0]), drawn(studio, "two blue squares", 4))
 
 
-def test_twenty_queued_drawings_all_arrive_and_none_is_mixed_up(address: str, studio: Studio) -> None:
+def test_twenty_queued_drawings_all_arrive_and_none_is_mixed_up(
+    address: str, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gradio_client import Client
 
+    # where the clients, not the page, leave an empty folder for each download
+    monkeypatch.setattr("gradio_client.client.tempfile", SimpleNamespace(gettempdir=lambda: str(tmp_path)))
     clients = [Client(address, verbose=False) for _ in range(2)]
     studio.pipeline.gate.clear()
     own = studio.presets.knobs(studio.presets.names[0])

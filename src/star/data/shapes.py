@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import re
+import signal
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -150,12 +151,17 @@ def write_shards(
                 _write_shard(shards[number], settings, number)
                 advance()
         else:
-            # A fresh interpreter per worker: a fork would copy the locks of whatever threads the caller runs.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, max(len(missing), 1)), context) as pool:
-                for job in as_completed([pool.submit(_write_shard, shards[n], settings, n) for n in missing]):
-                    job.result()
-                    advance()
+            # A fresh interpreter per worker: a fork would copy the locks of whatever threads the caller runs. Of a
+            # terminal's processes, this one alone hears ctrl-C; the others end with the shards they are writing.
+            context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+            with ProcessPoolExecutor(min(workers, len(missing) or 1), context, signal.signal, deaf) as pool:
+                try:
+                    for job in as_completed([pool.submit(_write_shard, shards[n], settings, n) for n in missing]):
+                        job.result()
+                        advance()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
     logger.info("%d images in %d shards (%d new) in %s", settings.num_images, len(shards), len(missing), out)
     return shards
 
@@ -287,4 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from star.utils.cli import readable_errors  # here, as the processes that draw begin by reading this file
+
+    with readable_errors():
+        main()

@@ -22,6 +22,7 @@ COMMANDS = {"bench", "demo", "drawing", "evaluation", "page", "plan", "report", 
 COMMAND_FILES = {
     "data/cache.py",
     "data/pack.py",
+    "data/shapes.py",
     "data/inspect.py",
     "checkpoints/convert.py",
     "checkpoints/consolidate.py",

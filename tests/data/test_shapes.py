@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -125,15 +129,25 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_ctrl_c_ends_with_the_shards_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("star.data.shapes._progress_bar", lambda *_, **__: nullcontext(interrupt))
-    many = ShapesSettings(num_images=8000, size=16, samples_per_shard=4)
-    with pytest.raises(KeyboardInterrupt):
-        write_shards(tmp_path, many, workers=2, progress=False)
-    assert 1 <= len(list(tmp_path.glob("*.tar"))) < many.num_shards / 2
+def test_ctrl_c_ends_with_the_shards_being_written(tmp_path: Path) -> None:
+    """All processes of the terminal hear it, and one says so."""
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # a suite in the background ignores it
+        "os.execv(sys.executable, [sys.executable, '-m', 'star.data.shapes', *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", program, f"out={tmp_path}", "num_images=80000", "size=16", "samples_per_shard=4"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        while not list(tmp_path.glob("*.tar")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("stopped by ctrl-C\n")
+    assert "Traceback" not in said
+    assert len(list(tmp_path.glob("*.tar"))) < 10000
     assert not list(tmp_path.glob("*.tmp"))
 
 

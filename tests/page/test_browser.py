@@ -183,9 +183,9 @@ def test_twenty_queued_drawings_all_arrive_and_none_is_mixed_up(
 ) -> None:
     from gradio_client import Client
 
-    # where the clients, not the page, leave an empty folder for each download
+    # where the clients, not the page, leave pictures, and an empty folder for each
     monkeypatch.setattr("gradio_client.client.tempfile", SimpleNamespace(gettempdir=lambda: str(tmp_path)))
-    clients = [Client(address, verbose=False) for _ in range(2)]
+    clients = [Client(address, verbose=False, download_files=tmp_path) for _ in range(2)]
     studio.pipeline.gate.clear()
     own = studio.presets.knobs(studio.presets.names[0])
     jobs = [

@@ -20,6 +20,9 @@ def test_nonsense_is_refused_with_the_value() -> None:
     for wrong in ({"top_k": None}, {"top_k": 2.5}, {"top_p": None}, {"temperature": None}, {"temperature": nan}):
         with pytest.raises(ValueError, match=f"got .*{next(iter(wrong.values()))}"):
             TopKTopP(**wrong)  # type: ignore[arg-type]
+    for wrong in (0.0, -0.5, nan, "low"):
+        with pytest.raises(ValueError, match=f"positive: got .*{wrong}"):
+            TopKTopP(last_temperature=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"0\.0"):
         Gumbel(0.0)
     for unset in (None, nan):
@@ -42,6 +45,20 @@ def test_more_than_the_codebook_is_clamped_and_said_once(sampler: Any, caplog: p
     assert [record.getMessage() for record in caplog.records] == [
         "top_k 4096 is more than the codebook's 8 entries and keeps all of them"
     ]
+
+
+def test_the_last_scale_may_have_a_temperature_of_its_own() -> None:
+    logits = torch.randn(2, 5, 8)
+
+    def draw(k: int, **settings: Any) -> torch.Tensor:
+        state: Any = SimpleNamespace(schedule=range(4), generators=[torch.Generator().manual_seed(i) for i in (1, 2)])
+        return TopKTopP(0, 0.0, **settings)(logits, lambda x: x, lambda x, _: x, k, state).codes
+
+    cold = {"temperature": 1.5, "last_temperature": 1e-4}
+    assert torch.equal(draw(3, **cold), logits.argmax(-1))
+    for k in range(3):
+        assert torch.equal(draw(k, **cold), draw(k, temperature=1.5))
+        assert not torch.equal(draw(k, **cold), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])

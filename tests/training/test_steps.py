@@ -11,13 +11,7 @@ from star.training.steps import StepLog, ends_step, total_steps
 
 
 def trainer(**changes: Any) -> Any:
-    settings = {
-        "accumulate_grad_batches": 2,
-        "is_last_batch": False,
-        "world_size": 1,
-        "global_step": 0,
-        "max_steps": -1,
-    }
+    settings = {"accumulate_grad_batches": 2, "is_last_batch": False, "world_size": 1, "global_step": 0}
     return SimpleNamespace(**(settings | {"log_every_n_steps": 1} | changes))
 
 
@@ -41,17 +35,6 @@ def test_processes_are_asked_when_it_is_shown(step: int, expected: float) -> Non
     module: Any = Listener(trainer=trainer(global_step=step, **settings), logged=[])
     StepLog().add(module, {"loss": torch.tensor(1.0)}, batch_size=2, batch_idx=3)
     assert module.logged == [{"loss": expected}]
-
-
-def test_the_first_name_is_logged_always_the_others_when_they_are_shown_and_at_the_end() -> None:
-    named = {"loss": torch.tensor(1.0), "accuracy": torch.tensor(0.5)}
-    logged = []
-    for step in range(5):
-        settings = {"accumulate_grad_batches": 1, "log_every_n_steps": 2, "max_steps": 5, "global_step": step}
-        module: Any = Listener(trainer=trainer(**settings), logged=[])
-        StepLog().add(module, named, batch_size=2, batch_idx=step)
-        logged += [list(entry) for entry in module.logged]
-    assert logged == [["loss"], ["loss", "accuracy"], ["loss"], ["loss", "accuracy"], ["loss", "accuracy"]]
 
 
 def test_a_step_ends_with_its_last_batch_or_with_the_epoch() -> None:

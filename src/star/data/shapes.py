@@ -9,12 +9,9 @@ import argparse
 import io
 import json
 import logging
-import multiprocessing
 import re
-import signal
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,6 +22,7 @@ import numpy as np
 from star.data.shapes_captions import TAGS, WEIGHTS, Facts, check_weights, draw_colors, draw_facts
 from star.data.shapes_help import HELP
 from star.figures import Scene, arrange, draw, held_out_by
+from star.utils.workers import in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -151,17 +149,9 @@ def write_shards(
                 _write_shard(shards[number], settings, number)
                 advance()
         else:
-            # A fresh interpreter per worker: a fork would copy the locks of whatever threads the caller runs. Of a
-            # terminal's processes, this one alone hears ctrl-C; the others end with the shards they are writing.
-            context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-            with ProcessPoolExecutor(min(workers, len(missing) or 1), context, signal.signal, deaf) as pool:
-                try:
-                    for job in as_completed([pool.submit(_write_shard, shards[n], settings, n) for n in missing]):
-                        job.result()
-                        advance()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            tasks = [(shards[number], settings, number) for number in missing]
+            for _ in in_processes(_write_shard, tasks, min(workers, len(missing) or 1)):
+                advance()
     logger.info("%d images in %d shards (%d new) in %s", settings.num_images, len(shards), len(missing), out)
     return shards
 

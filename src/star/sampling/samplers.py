@@ -33,6 +33,8 @@ class TopKTopP:
         top_k: keep the k likeliest codes (ties with the k-th stay); 0 keeps all. More than `V` is clamped.
         top_p: then keep the likeliest codes whose probabilities add up to p; 0 keeps all.
         temperature: divides the logits.
+        last_temperature: that of the last scale, whose tokens say how things look that coarser ones have placed; None
+            takes the same.
 
     Raises:
         ValueError: for a top_k that is no whole number from 0, a top_p outside [0, 1] or a temperature that isn't
@@ -40,24 +42,44 @@ class TopKTopP:
 
     """
 
-    def __init__(self, top_k: int = 600, top_p: float = 0.8, *, temperature: float = 1.0) -> None:
-        numbers = all(isinstance(value, int | float) for value in (top_p, temperature))  # null on a command line isn't
-        if not numbers or not isinstance(top_k, int) or top_k < 0 or not 0 <= top_p <= 1 or not temperature > 0:
+    def __init__(
+        self,
+        top_k: int = 600,
+        top_p: float = 0.8,
+        *,
+        temperature: float = 1.0,
+        last_temperature: float | None = None,
+    ) -> None:
+        last = temperature if last_temperature is None else last_temperature
+        numbers = all(isinstance(value, int | float) for value in (top_p, temperature, last))
+        if (
+            not numbers
+            or not isinstance(top_k, int)
+            or top_k < 0
+            or not 0 <= top_p <= 1
+            or not (temperature > 0 and last > 0)
+        ):
             raise ValueError(
-                "top_k is a whole number from 0 (which keeps all), top_p lies in [0, 1], the temperature is positive: "
-                f"got {top_k}, {top_p}, {temperature}"
+                "top_k is a whole number from 0 (which keeps all), top_p lies in [0, 1], temperatures are positive: "
+                f"got {top_k}, {top_p}, {temperature}, {last}"
             )
         self.top_k = top_k
         self.top_p = top_p
         self.temperature = temperature
+        self.last_temperature = last_temperature
         self._clamped = False
 
     def __call__(self, hidden: Tensor, head: Head, guide: Guiding, k: int, state: DecodeState) -> Draw:
         """Codes of scale `k`, each image drawn with its own generator."""
         logits = guide(head(hidden), k)
-        if self.temperature != 1:
-            logits = logits / self.temperature
+        if (temperature := self.at(k, len(state.schedule))) != 1:
+            logits = logits / temperature
         return Draw(draw(logits, state.generators, top_k=self.clamp(logits), top_p=self.top_p)[0])
+
+    def at(self, k: int, num_scales: int) -> float:
+        """The temperature of scale `k`."""
+        special = self.last_temperature is not None and k == num_scales - 1
+        return self.last_temperature if special else self.temperature  # type: ignore[return-value]
 
     def clamp(self, logits: Tensor) -> int:
         """`top_k`, at most the codebook's size, which is said once."""

@@ -31,15 +31,14 @@ def total_steps(trainer: Trainer) -> int:
 class StepLog:
     """Logs the mean of what batches report over all that one step learns from: accumulated batches, all processes.
 
-    So a curve is the same however a global batch is divided. Processes are asked on steps that loggers show alone; on
-    others only the first name is logged, for the progress bar: all of them take a hundredth of a second.
+    So a curve is the same however a global batch is divided. Processes are asked on steps that loggers show alone.
     """
 
     def __init__(self) -> None:
         self._held: list[Tensor] = []
 
     def add(self, module: LightningModule, named: Mapping[str, Tensor], *, batch_size: int, batch_idx: int) -> None:
-        """Take scalars of a batch; the same names from every batch of a step, the one for the progress bar first."""
+        """Take scalars of a batch; the same names from every batch of a step."""
         trainer = module.trainer
         self._held.append(torch.stack([value.detach().float() for value in named.values()]))
         if not ends_step(trainer, batch_idx):
@@ -49,7 +48,4 @@ class StepLog:
         shown = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if shown and trainer.world_size > 1:
             means = trainer.strategy.reduce(means, reduce_op="mean")
-        logged = dict(zip(named, means, strict=True))
-        if not (shown or trainer.global_step + 1 == trainer.max_steps):
-            logged = dict(list(logged.items())[:1])
-        module.log_dict(logged, batch_size=batch_size)
+        module.log_dict(dict(zip(named, means, strict=True)), batch_size=batch_size)

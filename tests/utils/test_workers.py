@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+POOL = """
+import multiprocessing, os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from star.utils.workers import follow_parent
+
+def idle(_):
+    time.sleep(0.2)
+    return os.getpid(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), follow_parent) as pool:
+    print(*pool.submit(idle, 0).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_pools_process_leaves_ctrl_c_to_its_parent_and_ends_with_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker, deaf = parent.stdout.readline().split()
+        assert deaf == "True"
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(10)
+        for _ in range(100):
+            if not alive(int(worker)):
+                return
+            time.sleep(0.1)
+        os.kill(int(worker), signal.SIGKILL)
+    raise AssertionError("the worker outlived its parent by ten seconds")
+
+
+def alive(process: int) -> bool:
+    """Whether it runs; one that has ended and that nobody has asked for doesn't."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False

@@ -45,6 +45,17 @@ def test_a_preset_is_noted_without_the_single_candidate_that_older_ones_had() ->
     assert built_preset("run", {}, protocol, ())[0]["best_of"].count == 4
 
 
+@pytest.mark.parametrize("temperature", [None, 0.3])
+def test_a_preset_is_noted_without_a_last_temperature_that_is_none(temperature: float | None) -> None:
+    decoder, sampler = "star.sampling.decoder.ScaleWiseDecoder", "star.sampling.samplers.TopKTopP"
+    own = {"_target_": decoder, "sampler": {"_target_": sampler, "top_k": 8}}
+    chosen = merge_preset(own, {"sampler": {"last_temperature": temperature}})
+    chosen["sampler"].setdefault("last_temperature", None)
+    parts, words = built_preset("run", {}, chosen, ())
+    assert parts["sampler"].last_temperature == temperature
+    assert words == (own if temperature is None else chosen)
+
+
 def test_a_number_in_place_of_best_of_is_told_where_it_belongs() -> None:
     with pytest.raises(ValueError, match=r"said by sampling\.best_of\.count=4"):
         built_preset("run", {"sampling": {"_target_": "x"}}, {"best_of": 4}, ())

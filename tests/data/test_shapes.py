@@ -139,11 +139,17 @@ def test_ctrl_c_ends_with_the_shards_being_written(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
-        while not list(tmp_path.glob("*.tar")):
+        try:
+            for _ in range(1200):
+                if process.poll() is not None or list(tmp_path.glob("*.tar")):
+                    break
+                time.sleep(0.05)
             assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+            os.killpg(process.pid, signal.SIGINT)
+            said, _ = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert said.endswith("stopped by ctrl-C\n")
     assert "Traceback" not in said

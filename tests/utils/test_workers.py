@@ -5,6 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from star.utils.workers import in_processes
 
 POOL = """
 import multiprocessing, os, signal, sys, time
@@ -21,6 +27,14 @@ with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), follow_parent) 
 """
 
 
+def test_all_results_arrive_and_an_error_ends_the_work() -> None:
+    assert sorted(in_processes(divmod, [(9, 2), (9, 4), (7, 7)], 2)) == [(1, 0), (2, 1), (4, 1)]
+    assert list(in_processes(divmod, [], 2)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(in_processes(divmod, ((1, 0) for _ in count()), 2))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc which processes run")
 def test_a_pools_process_leaves_ctrl_c_to_its_parent_and_ends_with_it() -> None:
     with subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

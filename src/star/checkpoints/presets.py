@@ -73,9 +73,13 @@ def _refuse_bare(preset: Mapping[str, Any], what: str) -> None:
 
 
 def _words(preset: Mapping[str, Any]) -> dict[str, Any]:
-    """For records: one candidate is what there was before there were several."""
+    """For records: without what earlier ones don't name, where it changes nothing (one candidate, one temperature)."""
     one = (preset.get("best_of") or {"count": 1}).get("count") == 1
-    return {name: part for name, part in preset.items() if not (one and name == "best_of")}
+    words = {name: part for name, part in preset.items() if not (one and name == "best_of")}
+    sampler = words.get("sampler")
+    if isinstance(sampler, Mapping) and sampler.get("last_temperature") is None:
+        words["sampler"] = {name: value for name, value in sampler.items() if name != "last_temperature"}
+    return words
 
 
 def merge_preset(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any
 
@@ -25,10 +26,21 @@ def in_processes(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]],
             if len(running) == workers:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (job.result() for job in done)
-            running.add(pool.submit(function, *task))
+            with _deaf_to_ctrl_c():  # so that a process is, too, before it has begun to follow
+                running.add(pool.submit(function, *task))
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (job.result() for job in done)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Hear ctrl-C afterwards; processes that are begun meanwhile don't."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent() -> None:

@@ -29,7 +29,8 @@ def test_help_says_what_can_be_set(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "out=docs/images" in capsys.readouterr().out
 
 
-def test_unknown_words_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_words_are_refused(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sys, "argv", ["pictures.py", "size=3"])
-    with pytest.raises(ValueError, match="unknown argument 'size'"):
+    with pytest.raises(SystemExit, match="1"):
         runpy.run_path(str(ROOT / "docs" / "pictures.py"), run_name="__main__")
+    assert caplog.messages == ["unknown argument 'size': expected tokenizer= or out="]

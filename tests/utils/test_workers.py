@@ -13,16 +13,11 @@ import pytest
 from star.utils.workers import in_processes
 
 POOL = """
-import multiprocessing, os, signal, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from star.utils.workers import follow_parent
+import os, time
+from star.utils.workers import in_processes
 
-def idle(_):
-    time.sleep(0.2)
-    return os.getpid(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-
-with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), follow_parent) as pool:
-    print(*pool.submit(idle, 0).result(), flush=True)
+for process in in_processes(os.getpid, [()], 1):
+    print(process, flush=True)
     time.sleep(60)
 """
 
@@ -38,15 +33,17 @@ def test_all_results_arrive_and_an_error_ends_the_work() -> None:
 def test_a_pools_process_leaves_ctrl_c_to_its_parent_and_ends_with_it() -> None:
     with subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        worker, deaf = parent.stdout.readline().split()
-        assert deaf == "True"
+        worker = int(parent.stdout.readline())
+        os.kill(worker, signal.SIGINT)
+        time.sleep(0.5)
+        assert alive(worker)
         parent.send_signal(signal.SIGKILL)
         parent.wait(10)
         for _ in range(100):
-            if not alive(int(worker)):
+            if not alive(worker):
                 return
             time.sleep(0.1)
-        os.kill(int(worker), signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
     raise AssertionError("the worker outlived its parent by ten seconds")
 
 

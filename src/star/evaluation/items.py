@@ -198,9 +198,9 @@ def _require_captions(pictures: Sequence[Picture]) -> None:
 
 
 def _words(preset: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset without what Hydra adds to it."""
+    """A preset without what Hydra adds to it, and without what is null, as that is the default of all that may be."""
     nested = {name: _words(value) if isinstance(value, Mapping) else value for name, value in preset.items()}
-    return {name: value for name, value in nested.items() if name != "_partial_"}
+    return {name: value for name, value in nested.items() if name != "_partial_" and value is not None}
 
 
 def loose_pictures(folder: Path, *, only: str | None) -> list[Picture]:

@@ -78,8 +78,9 @@ class TopKTopP:
 
     def at(self, k: int, num_scales: int) -> float:
         """The temperature of scale `k`."""
-        special = self.last_temperature is not None and k == num_scales - 1
-        return self.last_temperature if special else self.temperature  # type: ignore[return-value]
+        if self.last_temperature is not None and k == num_scales - 1:
+            return self.last_temperature
+        return self.temperature
 
     def clamp(self, logits: Tensor) -> int:
         """`top_k`, at most the codebook's size, which is said once."""
